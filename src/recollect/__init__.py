@@ -1,0 +1,121 @@
+"""recollect: the place where an agent's experience lives.
+
+    import recollect as rc
+
+    ws = rc.create_workspace("rl-live", rc.Schema.from_env(env))     # hot: agents append and recall
+    snap = ws.snapshot(to="s3://bucket/replay", tag="round-1")       # promotion, exactly once
+    view = rc.open_buffer("s3://bucket/replay").at("round-1")        # cold: versions
+    loader = rc.Loader(view, rc.Uniform(), batch_size=256, seed=0)   # batches for training
+
+Names are loaded when they are first used, so that importing the package costs little more than numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.0.1"
+
+_HOME = {
+    "Batch": "loader",
+    "Buffer": "buffer",
+    "Cut": "view",
+    "Embedding": "schema",
+    "Episode": "hot.writer",
+    "EpisodeKey": "view",
+    "EpisodeRecord": "recall.results",
+    "Extent": "view",
+    "Frames": "schema",
+    "Hits": "recall.results",
+    "Json": "schema",
+    "Loader": "loader",
+    "NStep": "transforms",
+    "Ragged": "schema",
+    "Schema": "schema",
+    "Snapshot": "promote.snapshot",
+    "Step": "recall.results",
+    "StepId": "view",
+    "Tensor": "schema",
+    "Text": "schema",
+    "Uniform": "samplers",
+    "Version": "buffer",
+    "View": "view",
+    "Workspace": "workspace",
+    "Writer": "hot.writer",
+    "create_workspace": "workspace",
+    "delete_workspace": "workspace",
+    "list_workspaces": "workspace",
+    "open_buffer": "buffer",
+    "open_workspace": "workspace",
+}
+_MODULES = ("errors", "gym")
+
+if TYPE_CHECKING:
+    from recollect import errors as errors
+    from recollect import gym as gym
+    from recollect.buffer import Buffer, Version, open_buffer
+    from recollect.hot.writer import Episode, Writer
+    from recollect.loader import Batch, Loader
+    from recollect.promote.snapshot import Snapshot
+    from recollect.recall.results import EpisodeRecord, Hits, Step
+    from recollect.samplers import Uniform
+    from recollect.schema import Embedding, Frames, Json, Ragged, Schema, Tensor, Text
+    from recollect.transforms import NStep
+    from recollect.view import Cut, EpisodeKey, Extent, StepId, View
+    from recollect.workspace import (
+        Workspace,
+        create_workspace,
+        delete_workspace,
+        list_workspaces,
+        open_workspace,
+    )
+
+__all__ = [
+    "Batch",
+    "Buffer",
+    "Cut",
+    "Embedding",
+    "Episode",
+    "EpisodeKey",
+    "EpisodeRecord",
+    "Extent",
+    "Frames",
+    "Hits",
+    "Json",
+    "Loader",
+    "NStep",
+    "Ragged",
+    "Schema",
+    "Snapshot",
+    "Step",
+    "StepId",
+    "Tensor",
+    "Text",
+    "Uniform",
+    "Version",
+    "View",
+    "Workspace",
+    "Writer",
+    "create_workspace",
+    "delete_workspace",
+    "errors",
+    "gym",
+    "list_workspaces",
+    "open_buffer",
+    "open_workspace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"recollect.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'recollect' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"recollect.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

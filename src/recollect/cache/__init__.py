@@ -1,0 +1,1 @@
+"""Decoded blocks of a buffer, in the hot layout, shared by processes and versions."""

@@ -1,0 +1,79 @@
+"""`recollect log`: the versions of a replay buffer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from recollect.cli.options import Json, StorageOptions, location, storage_options
+from recollect.cli.output import Output, moment
+
+if TYPE_CHECKING:
+    from recollect.buffer import Version
+
+
+def log(
+    context: typer.Context,
+    uri: Annotated[
+        str, typer.Argument(help="The replay buffer: a path, file:// or s3://bucket/name.", show_default=False)
+    ],
+    storage_option: StorageOptions = None,
+    json: Json = False,
+) -> None:
+    """Show the versions of a replay buffer, oldest first."""
+    from recollect.buffer import open_buffer
+
+    out = Output(context, json)
+    with open_buffer(location(uri), storage_options=storage_options(storage_option)) as buffer:
+        versions = buffer.versions()
+        if out.json:
+            out.document({"uri": buffer.uri, "versions": [_describe(v) for v in versions]})
+            return
+        if not versions:
+            out.note(f"{buffer.uri} has no versions yet; snapshot a workspace to it")
+            return
+        out.table(
+            "",
+            ("version", "tags", "time", "rows", "added", "workspace", "episodes", "mean return"),
+            [
+                (
+                    str(v.version), ", ".join(v.tags) or "-", moment(v.time), f"{v.rows:,}", f"+{v.rows_added:,}",
+                    v.workspace, f"{_returns(v)['count']:,}", _mean(v),
+                )
+                for v in versions
+            ],
+            right=("version", "rows", "added", "episodes", "mean return"),
+        )  # fmt: skip
+
+
+def _returns(version: Version) -> dict[str, Any]:
+    """How many episodes ended, how many of their returns are NaN, and mean, deviation and range of the others."""
+    sums = version.statistics["returns"]
+    counts = {"count": int(sums["count"] + sums["nans"]), "nans": int(sums["nans"])}
+    return {**counts, **{k: sums[k] for k in ("mean", "std", "min", "max")}}
+
+
+def _mean(version: Version) -> str:
+    """The mean return, and how many NaN returns it leaves out."""
+    returns = _returns(version)
+    left = f" ({returns['nans']} NaN)" if returns["nans"] else ""
+    return _number(returns["mean"]) + left
+
+
+def _describe(version: Version) -> dict[str, Any]:
+    returns = _returns(version)
+    return {
+        "version": version.version,
+        "tags": list(version.tags),
+        "time": version.time,
+        "rows": version.rows,
+        "rows_added": version.rows_added,
+        "workspace": version.workspace,
+        "mean_return": returns["mean"],
+        "returns": returns,
+    }
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

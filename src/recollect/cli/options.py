@@ -1,0 +1,44 @@
+"""Arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, TypeAlias
+
+import typer
+
+from recollect.errors import ArgumentError
+
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of text.")]
+Name: TypeAlias = Annotated[
+    str, typer.Argument(help="The workspace: a name under RECOLLECT_HOME, or a path with a slash.", show_default=False)
+]
+StorageOptions: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage-option",
+        metavar="KEY=VALUE",
+        help="An option of the object store, such as region=eu-west-1; may be repeated.",
+        show_default=False,
+    ),
+]
+
+
+def location(text: str) -> str:
+    """A buffer's address as it was given. Raises ArgumentError for an empty one, which would be the current folder."""
+    if not text.strip():
+        raise ArgumentError(
+            "the buffer's address is empty", value=text, remedy="Pass a path, file:// or s3://bucket/name"
+        )
+    return text
+
+
+def storage_options(given: Sequence[str] | None) -> dict[str, str] | None:
+    """`["k=v", …]` as a mapping, None for none. Raises ArgumentError where the equals sign or the key is missing."""
+    out = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ArgumentError("a storage option reads KEY=VALUE", value=text, remedy="Write region=eu-west-1")
+        out[key] = value
+    return out or None

@@ -1,0 +1,56 @@
+"""`recollect snapshot`: from a workspace to a replay buffer."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+import typer
+
+from recollect.cli.options import Json, Name, StorageOptions, location, storage_options
+from recollect.cli.output import Output, console, plain
+
+
+def snapshot(
+    context: typer.Context,
+    name: Name,
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="URI",
+            help="The replay buffer: a path, file:// or s3://bucket/name; made when missing.",
+            show_default=False,
+        ),
+    ],
+    tag: Annotated[str | None, typer.Option(help="Give the new version this name.", show_default=False)] = None,
+    storage_option: StorageOptions = None,
+    json: Json = False,
+) -> None:
+    """Promote what the buffer does not hold yet, exactly once, as one version."""
+    from recollect.workspace import open_workspace
+
+    out = Output(context, json)
+    target, options = location(to), storage_options(storage_option)
+    with open_workspace(name) as ws, _bar() as progress:
+        made = ws.snapshot(target, tag, storage_options=options, progress=progress)
+    if out.json:
+        rest = {k: v for k, v in vars(made).items() if k != "cut"}
+        out.document(plain(rest) | {"cut": None if made.cut is None else made.cut.to_dict()})
+    else:
+        out.line(made.message)
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr, None where nobody looks at it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("promoting"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
+    with Progress(*columns, console=console(sys.stderr), transient=True) as bar:
+        task = bar.add_task("promoting", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

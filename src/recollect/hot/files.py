@@ -1,0 +1,158 @@
+"""Files and folders: atomic creation, locks, syncs, and operating-system errors in our own words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from recollect.errors import DiskFull, StoreError
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    [
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "ceph",
+        "glusterfs",
+        "lustre",
+        "9p",
+        "afs",
+        "fuse.sshfs",
+        "beegfs",
+    ]
+)
+
+
+@contextlib.contextmanager
+def os_errors(doing: str, path: str | Path) -> Iterator[None]:
+    """Turns OSError into StoreError or DiskFull, naming what was being done and where."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as e:
+        text = f"{doing} {str(path)!r} failed: {e.strerror or e}"
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(text, remedy="Free some space, or set RECOLLECT_HOME to a larger disk") from e
+        raise StoreError(text, remedy="Check that the path exists and may be written") from e
+
+
+def sync_folder(path: Path) -> None:
+    """Makes renames and creations in a folder survive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_folder(path: Path) -> None:
+    """Creates a folder and its missing parents, each durable."""
+    missing = []
+    at = path
+    while not at.exists():
+        missing.append(at)
+        at = at.parent
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+        sync_folder(folder.parent)
+
+
+def create_exclusive(path: Path, data: bytes) -> bool:
+    """Creates a file whole or not at all; False when it exists already. Durable when it returns."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        _write(temporary, data)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a file whole, over an older one. Durable when it returns."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        _write(temporary, data)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "xb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def try_lock(path: Path) -> int | None:
+    """A descriptor that holds the file's exclusive flock, or None when another holds it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the file's exclusive flock, waiting for it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@functools.cache
+def boot_id() -> str:
+    """Changes at every boot of this machine: stores made before a kill are in memory only while it stays the same."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+def file_system_type(path: Path) -> str:
+    """The type of the file system that holds `path`, as the kernel names it."""
+    target = os.path.realpath(path)
+    best, kind = "", "unknown"
+    try:
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return kind
+    for line in lines:
+        _, point, fs, *_ = line.split(" ")
+        point = point.encode().decode("unicode_escape")
+        inside = target == point or target.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, fs
+    return kind
+
+
+def refuse_network_file_system(path: Path) -> None:
+    """Raises StoreError on a network file system: shared memory maps and locks do not hold across machines."""
+    kind = file_system_type(path)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise StoreError(
+            f"a workspace cannot live on {kind} ({str(path)!r})",
+            remedy="Set RECOLLECT_HOME to a local disk and snapshot to the network",
+        )

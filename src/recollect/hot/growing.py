@@ -1,0 +1,213 @@
+"""`GrowingLog`: the segments of one writer while it lives.
+
+What to write is others' business; where it goes, and when it counts, is decided here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from recollect.errors import WriterError
+from recollect.hot.files import make_folder, os_errors, try_lock
+from recollect.hot.seal import seal
+from recollect.hot.segment import FACT, PAGE, Segment, Shape, new_header
+from recollect.hot.tails import TailLanes
+from recollect.records.layout import Layout
+from recollect.view import EpisodeKey, StepId
+
+Durability: TypeAlias = Literal["process", "interval", "step"]
+SEGMENT_BYTES = (1 << 20, 4 << 20, 16 << 20, 64 << 20)
+"""Target sizes of a writer's first segments; the last one is used from then on."""
+ROWS_PER_APPEND = 3
+"""Most rows that one append writes: a contradicted tail, the step, its final row."""
+
+
+class GrowingLog:
+    """The log of one writer.
+
+    Attributes:
+        id: the writer: 63 random bits from the operating system, never used again.
+        lock: held while anything is written.
+        segment: where rows go now; `records`, `map` and `records_at` are its own, kept close at hand.
+        rows, facts, heap_used, planes: what of the segment is written. Readers see it once `publish` ran.
+        max_rows: an append may begin while `rows` is below it.
+        unusable: why nothing may be written any more, None while it may.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, agent: str, durability: Durability) -> None:
+        self.id = int.from_bytes(os.urandom(8), "little") & ((1 << 63) - 1)
+        self.agent, self.layout, self.durability = agent, layout, durability
+        self.folder = folder / f"{self.id:016x}"
+        self.lock = threading.RLock()
+        self.unusable: str | None = None
+        self.first_row = self.first_fact = 0
+        self.last_time = 0
+        self._count = 0
+        self._unsynced: list[Segment] = []
+        with os_errors("creating a writer in", folder):
+            make_folder(self.folder)
+            # Locked before it has its name: whoever finds a lock that is free may take the writer for dead.
+            lock_fd = try_lock(self.folder / ".lock.new")
+            assert lock_fd is not None, "nobody else knows this name"
+            (self.folder / ".lock.new").rename(self.folder / "lock")
+        self._lock_fd = lock_fd
+        self.tails = TailLanes(self.folder, layout)
+        self.segment: Segment
+        try:
+            self._start(Shape.fitting(layout, SEGMENT_BYTES[0]))
+        except BaseException:
+            os.close(lock_fd)
+            raise
+
+    # -- segments ------------------------------------------------------------------------------------------
+
+    def _start(self, shape: Shape) -> None:
+        header = new_header(
+            self.id, self._count, self.first_row, self.first_fact, self.layout, shape, self.agent, time.time_ns()
+        )
+        segment = Segment.create(self.folder / f"{self._count:08d}.seg", self.layout, header)
+        if self._count:
+            self.segment.control[1] = 1
+        self.segment = segment
+        self._count += 1
+        self._unsynced.append(segment)
+        self.map, self.records, self.records_at = segment.map, segment.records, segment.records_at
+        control_at = segment.records_at - 2 * PAGE
+        self._word = memoryview(segment.map)[control_at : control_at + 8].cast("Q")
+        self.rows = self.facts = self.heap_used = 0
+        self.max_rows = shape.rows - ROWS_PER_APPEND + 1
+        self.planes = dict.fromkeys(segment.planes, 0)
+
+    def roll(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> None:
+        """Goes on in a new segment with room for the given needs. Raises DiskFull, leaving everything as it was."""
+        target = SEGMENT_BYTES[min(self._count, len(SEGMENT_BYTES) - 1)]
+        shape = Shape.fitting(
+            self.layout, target, rows + ROWS_PER_APPEND, planes + ROWS_PER_APPEND, facts + 1, heap_bytes
+        )
+        before = self.first_row, self.first_fact
+        self.first_row += self.rows
+        self.first_fact += self.facts
+        try:
+            self._start(shape)
+        except BaseException:
+            self.first_row, self.first_fact = before
+            raise
+
+    def reserve(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> None:
+        """Makes sure that the segment has room, rolling over where it has not."""
+        shape = self.segment.header.shape
+        if (
+            self.rows + rows > shape.rows
+            or self.facts + facts > shape.facts
+            or self.heap_used + heap_bytes > shape.heap_bytes
+            or any(used + planes > shape.planes for used in self.planes.values())
+        ):
+            self.roll(rows, planes, facts, heap_bytes)
+
+    def now(self) -> int:
+        """Nanoseconds since 1970, never going back within a writer."""
+        self.last_time = max(self.last_time, time.time_ns())
+        return self.last_time
+
+    # -- publishing ----------------------------------------------------------------------------------------
+
+    def publish(self) -> None:
+        """Shows readers everything written so far, with one aligned store."""
+        self._word[0] = (self.facts << 32) | self.rows
+        if self.durability == "step":
+            self.sync()
+
+    def check(self) -> None:
+        """Raises WriterError when the log may not be written."""
+        if self.unusable is not None:
+            raise WriterError(
+                f"writer {self.id} may not write: {self.unusable}", remedy="Open a new one with ws.writer()"
+            )
+
+    def append_fact(self, key: EpisodeKey, step: StepId | None, values: Mapping[str, Any]) -> StepId:
+        """Writes and publishes checked facts; returns the fact's own id."""
+        body = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        self.reserve(facts=1, heap_bytes=len(body))
+        at, row = self.heap_used, self.facts
+        self.segment.heap[at : at + len(body)] = np.frombuffer(body, np.uint8)
+        fact = np.zeros(1, FACT)
+        fact["writer"], fact["seq"], fact["time"] = self.id, self.first_fact + row, self.now()
+        fact["episode_writer"], fact["episode"] = key
+        fact["step_writer"], fact["step_seq"] = step if step is not None else (-1, -1)
+        fact["heap_at"], fact["heap_bytes"] = at, len(body)
+        fact["crc"] = zlib.crc32(fact.tobytes()[4:], zlib.crc32(body))
+        self.segment.facts[row] = fact[0]
+        self.heap_used += len(body)
+        self.facts += 1
+        self.publish()
+        return StepId(self.id, self.first_fact + row)
+
+    # -- durability ----------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Returns when everything published is on stable storage. Any failure makes the log unusable: after a failed
+        flush the kernel may count pages as clean that never reached the disk, so no later flush could be believed."""
+        with self.lock:
+            self.check()
+            segments, tails = list(self._unsynced), list(self.tails.files)
+            newest = self.segment
+        try:
+            with os_errors("syncing", self.folder):
+                for tail in tails:
+                    tail.sync()
+                for segment in segments:
+                    segment.sync()
+        except BaseException:
+            self.unusable = "a sync failed, so its unsynced steps may not survive a power cut"
+            raise
+        with self.lock:
+            done = [s for s in segments if s is not newest]
+            self._unsynced = [s for s in self._unsynced if s not in done]
+        for segment in done:
+            segment.close()
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Changes whenever something is published."""
+        return self._count, self.segment.word
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        return self._lock_fd >= 0
+
+    def close(self) -> None:
+        """Makes everything durable, seals the log, gives up lock and files."""
+        try:
+            if self.unusable is None:
+                self.sync()
+                self.unusable = "closed"
+                seal(self.folder, self.first_row + self.rows, self.first_fact + self.facts, clean=True)
+        finally:
+            self.unusable = self.unusable or "closed"
+            self._release()
+            for segment in self._unsynced:
+                segment.close()
+            for tail in self.tails.files:
+                tail.close()
+
+    def abandon_after_fork(self) -> None:
+        """In a forked child: the parent goes on under this id, so the child may not."""
+        self.lock = threading.RLock()
+        self.unusable = "it was opened before a fork"
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1

@@ -1,0 +1,190 @@
+"""Where workspaces live, and what a workspace's folder says of it.
+
+<home>/workspaces/<name>/workspace.json    id, format, durability, time of creation
+<home>/workspaces/<name>/schema.json       made once, by whoever fixes the schema
+<home>/workspaces/<name>/log/<writer>/     one folder per writer
+<home>/workspaces/<name>/targets/          locks of the promoters, one per target
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from recollect.errors import AlreadyExists, ArgumentError, CorruptionError, NotFound, StoreError, WriterError
+from recollect.hot.files import (
+    create_exclusive,
+    make_folder,
+    os_errors,
+    refuse_network_file_system,
+    sync_folder,
+    try_lock,
+)
+from recollect.hot.growing import Durability
+from recollect.schema import Schema
+
+FORMAT = 1
+DURABILITIES = ("process", "interval", "step")
+_DESCRIBED = {"format", "id", "name", "durability", "created_ns"}
+_DAMAGED = "Restore it from a backup, or delete the workspace"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+
+
+def home_folder() -> Path:
+    """`RECOLLECT_HOME`, or `~/.recollect`."""
+    return Path(os.environ.get("RECOLLECT_HOME") or Path.home() / ".recollect").expanduser().absolute()
+
+
+def workspace_path(name: str | os.PathLike[str]) -> Path:
+    """The folder of a workspace: text with a slash is a location, anything else a name under the home folder.
+
+    Raises:
+        ArgumentError: a name that is no name, or a location that is not local.
+    """
+    text = os.fspath(name)
+    if "://" in text:
+        scheme, _, rest = text.partition("://")
+        if scheme != "file":
+            raise ArgumentError(
+                "a workspace lives on a local disk",
+                value=text,
+                remedy="Snapshot it to the object store instead",
+            )
+        return Path("/" + rest.lstrip("/"))
+    if "/" in text:
+        return Path(text).expanduser().absolute()
+    if not _NAME.match(text):
+        raise ArgumentError("a workspace's name is letters, digits, dots, dashes and underscores", value=text)
+    return home_folder() / "workspaces" / text
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `workspace.json` says."""
+
+    id: str
+    name: str
+    path: Path
+    durability: Durability
+    created_ns: int
+
+
+def create(path: Path, name: str, durability: Durability) -> Description:
+    """Raises AlreadyExists, ArgumentError, or StoreError where the folder cannot be made."""
+    if durability not in DURABILITIES:
+        raise ArgumentError("unknown durability", value=durability, remedy=f"One of {', '.join(DURABILITIES)}")
+    with os_errors("creating workspace", path):
+        make_folder(path)
+        refuse_network_file_system(path)
+        data = {
+            "format": FORMAT,
+            "id": uuid.uuid4().hex,
+            "name": name,
+            "durability": durability,
+            "created_ns": time.time_ns(),
+        }
+        make_folder(path / "log")
+        if not create_exclusive(path / "workspace.json", json.dumps(data).encode()):
+            raise AlreadyExists(f"workspace {name!r} exists", remedy="Open it, or choose another name")
+    return describe(path)
+
+
+def describe(path: Path) -> Description:
+    """Raises NotFound where there is no workspace."""
+    try:
+        data = json.loads((path / "workspace.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound(
+            f"no workspace at {str(path)!r}", remedy=f"Create it: recollect workspace create {path.name}"
+        ) from None
+    except ValueError as e:
+        raise CorruptionError(f"{str(path / 'workspace.json')!r} is damaged: {e}", remedy=_DAMAGED) from None
+    if not isinstance(data, dict) or not data.keys() >= _DESCRIBED:
+        raise CorruptionError(f"{str(path / 'workspace.json')!r} is damaged", value=data, remedy=_DAMAGED)
+    if data["format"] != FORMAT:
+        raise CorruptionError(f"workspace {str(path)!r} has a format that this release does not read")
+    return Description(data["id"], data["name"], path, cast(Durability, data["durability"]), int(data["created_ns"]))
+
+
+def fix_schema(path: Path, schema: Schema) -> None:
+    """Makes `schema` the workspace's, or checks that it is.
+
+    Raises:
+        SchemaMismatch: the workspace has another schema; each field that differs is named.
+    """
+    with os_errors("writing schema of", path):
+        if create_exclusive(path / "schema.json", json.dumps(schema.to_dict()).encode()):
+            return
+    present = read_schema(path)
+    assert present is not None
+    present.require_equal(schema, what="the caller of this workspace")
+
+
+def read_schema(path: Path) -> Schema | None:
+    """The workspace's schema, None while nobody has fixed it."""
+    try:
+        text = (path / "schema.json").read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return Schema.from_dict(json.loads(text))
+    except (ValueError, AttributeError) as e:
+        raise CorruptionError(f"{str(path / 'schema.json')!r} is damaged: {e}", remedy=_DAMAGED) from None
+
+
+def list_workspaces() -> list[Path]:
+    """The folder of every workspace under the home folder, by name. Damaged ones are listed too."""
+    folder = home_folder() / "workspaces"
+    if not folder.is_dir():
+        return []
+    return [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and (p / "workspace.json").exists()]
+
+
+def live_writers(path: Path) -> list[int]:
+    """Writers whose process is alive, by their locks."""
+    out = []
+    log = path / "log"
+    for folder in sorted(log.iterdir()) if log.is_dir() else ():
+        if not (folder / "lock").exists() or (folder / "sealed.json").exists():
+            continue
+        fd = try_lock(folder / "lock")
+        if fd is None:
+            out.append(int(folder.name, 16))
+        else:
+            os.close(fd)
+    return out
+
+
+def delete(path: Path) -> None:
+    """Removes a workspace. Buffers that it was promoted to are not touched.
+
+    Raises:
+        NotFound: no such workspace.
+        WriterError: an agent is writing to it.
+    """
+    if not (path / "workspace.json").exists():
+        describe(path)
+    alive = live_writers(path)
+    if alive:
+        raise WriterError(
+            f"workspace {path.name!r} has {len(alive)} live writers",
+            remedy="Stop the agents that write to it first",
+        )
+    grave = path.with_name(f".{path.name}.deleted.{uuid.uuid4().hex[:8]}")
+    with os_errors("deleting workspace", path):
+        path.rename(grave)
+        sync_folder(path.parent)
+        try:
+            shutil.rmtree(grave)
+        except OSError as e:
+            raise StoreError(
+                f"workspace {path.name!r} is gone, but its files could not all be removed: {e.strerror}",
+                remedy=f"What is left is in {str(grave)!r}; remove it by hand",
+            ) from e

@@ -1,0 +1,289 @@
+"""One segment file of a writer's log: header, control page, durable page, records, facts, planes, heap.
+
+The file is allocated and faulted in before it gets its name, so that no store into its map can fail for want of
+space. Rows and facts are published together by one aligned 8-byte store (design/0003).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recollect.errors import CorruptionError
+from recollect.hot.files import boot_id, os_errors, sync_folder
+from recollect.records.block import Block
+from recollect.records.layout import Layout
+from recollect.schema.fields import Frames
+
+MAGIC = b"RCLSEG\x00\x01"
+PAGE = 4096
+FORMAT = 1
+POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14
+FACT = np.dtype(
+    [
+        ("crc", "<u4"),
+        ("kind", "<u4"),
+        ("writer", "<i8"),
+        ("seq", "<i8"),
+        ("time", "<i8"),
+        ("episode_writer", "<i8"),
+        ("episode", "<i8"),
+        ("step_writer", "<i8"),
+        ("step_seq", "<i8"),
+        ("heap_at", "<i8"),
+        ("heap_bytes", "<i8"),
+    ]
+)
+"""A fact's record; its values are JSON in the heap. step_seq is -1 for facts about the episode."""
+ROWS_MASK = (1 << 32) - 1
+_DURABLE = np.dtype([("generation", "<u8"), ("word", "<u8"), ("crc", "<u4"), ("pad", "<u4")])
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How much a segment can hold."""
+
+    rows: int
+    facts: int
+    planes: int
+    heap_bytes: int
+
+    @classmethod
+    def fitting(
+        cls,
+        layout: Layout,
+        target_bytes: int,
+        rows: int = 0,
+        planes: int = 0,
+        facts: int = 0,
+        heap_bytes: int = 0,
+    ) -> Shape:
+        """About `target_bytes`, but never less than what must fit: rows, planes, facts, heap bytes."""
+        wide = sum(layout.plane_bytes.values())
+        heap_share = 4 if layout.heap else 1
+        per_row = layout.itemsize + wide
+        n = max(64, rows, int(target_bytes * (1 - 0.125 * heap_share)) // per_row)
+        heap = max(1 << 14, 2 * heap_bytes, int(target_bytes * 0.1 * heap_share))
+        return cls(n, max(64, facts, n // 64), max(n, planes) if wide else 0, heap)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a segment says of itself."""
+
+    writer: int
+    index: int
+    first_row: int
+    first_fact: int
+    schema: str
+    shape: Shape
+    boot: str
+    device: int
+    inode: int
+    agent: str
+    pid: int
+    created_ns: int
+
+    def pack(self, regions: dict[str, int]) -> bytes:
+        body = json.dumps(
+            {
+                "format": FORMAT,
+                **{k: v for k, v in self.__dict__.items() if k != "shape"},
+                "shape": self.shape.__dict__,
+                "regions": regions,
+            }
+        ).encode()
+        head = MAGIC + len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little") + body
+        return head.ljust(max(regions["control"], (len(head) + PAGE - 1) // PAGE * PAGE), b"\0")
+
+
+class Segment:
+    """A mapped segment. Use `create` or `open_`."""
+
+    def __init__(
+        self, path: Path, layout: Layout, header: Header, regions: dict[str, int], map_: mmap.mmap, fd: int
+    ) -> None:
+        self.path, self.layout, self.header, self.map, self.fd = path, layout, header, map_, fd
+        shape = header.shape
+        self.control: NDArray[np.uint64] = np.frombuffer(map_, "<u8", 8, regions["control"])
+        self._durable = np.frombuffer(map_, _DURABLE, 2, regions["durable"])
+        self.records: NDArray[np.void] = np.frombuffer(map_, layout.dtype, shape.rows, regions["records"])
+        self.records_at = regions["records"]
+        self.facts: NDArray[np.void] = np.frombuffer(map_, FACT, shape.facts, regions["facts"])
+        self.heap: NDArray[np.uint8] = np.frombuffer(map_, np.uint8, shape.heap_bytes, regions["heap"])
+        self.heap_at = regions["heap"]
+        self.planes: dict[str, NDArray[Any]] = {}
+        for leaf in layout.wide:
+            f = leaf.field
+            plane = f.shape if isinstance(f, Frames) else (f.size,)  # type: ignore[union-attr]
+            count = shape.planes * int(np.prod(plane))
+            flat = np.frombuffer(map_, f.dtype, count, regions[f"planes/{leaf.path}"])  # type: ignore[union-attr]
+            self.planes[leaf.path] = flat.reshape(shape.planes, *plane)
+        self.block = Block(self.records, self.planes, self.heap, owner=map_)
+
+    @classmethod
+    def create(cls, path: Path, layout: Layout, header: Header) -> Segment:
+        """Allocates, faults in, names and makes durable a new segment.
+
+        Raises:
+            DiskFull: no room; nothing is left behind.
+            StoreError: the folder cannot be written.
+        """
+        temporary = path.with_name(f".{path.name}.new")
+        with os_errors("creating segment", path):
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                stat = os.fstat(fd)
+                header = Header(**{**header.__dict__, "device": stat.st_dev, "inode": stat.st_ino})
+                regions, size = _regions(layout, header)
+                os.posix_fallocate(fd, 0, size)
+                map_ = mmap.mmap(fd, size)
+                if hasattr(map_, "madvise"):
+                    try:
+                        map_.madvise(POPULATE_WRITE)
+                    except OSError:
+                        _touch(map_)
+                map_[: regions["control"]] = header.pack(regions)
+                os.fsync(fd)
+                os.rename(temporary, path)
+                sync_folder(path.parent)
+            except BaseException:
+                os.close(fd)
+                temporary.unlink(missing_ok=True)
+                raise
+        return cls(path, layout, header, regions, map_, fd)
+
+    @classmethod
+    def open_(cls, path: Path, layout: Layout) -> Segment:
+        """Maps an existing segment for reading.
+
+        Raises:
+            CorruptionError: not a segment, a damaged header, or another format or schema.
+        """
+        with os_errors("opening segment", path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                size = os.fstat(fd).st_size
+                map_ = mmap.mmap(fd, size, prot=mmap.PROT_READ) if size >= 3 * PAGE else None
+            finally:
+                os.close(fd)
+        if map_ is None:
+            raise CorruptionError(f"segment {str(path)!r} is cut short", value=size)
+        header, regions = read_header(map_, path)
+        needed = _regions(layout, header)[1] if header.schema == layout.schema.fingerprint else -1
+        if needed < 0:
+            raise CorruptionError(f"segment {str(path)!r} was written under another schema", value=header.schema)
+        if size < needed:
+            raise CorruptionError(f"segment {str(path)!r} is cut short", value=size)
+        return cls(path, layout, header, regions, map_, -1)
+
+    @property
+    def word(self) -> int:
+        """The publish word: facts in the high half, rows in the low."""
+        return int(self.control[0])
+
+    @property
+    def rolled(self) -> bool:
+        """Whether the writer went on to the next segment; this one's word is then final."""
+        return bool(self.control[1])
+
+    @property
+    def durable_word(self) -> int:
+        """The publish word at the last completed sync; 0 when there was none or both slots are damaged."""
+        best, word = -1, 0
+        for slot in self._durable:
+            if zlib.crc32(slot.tobytes()[:16]) == int(slot["crc"]) and int(slot["generation"]) > best:
+                best, word = int(slot["generation"]), int(slot["word"])
+        return word
+
+    def sync(self) -> None:
+        """Flushes everything published so far to stable storage, then notes it. Raises OSError."""
+        word = self.word
+        os.fdatasync(self.fd)
+        generation = int(self._durable["generation"].max()) + 1
+        slot = np.zeros(1, _DURABLE)
+        slot["generation"], slot["word"] = generation, word
+        slot["crc"] = zlib.crc32(slot.tobytes()[:16])
+        self._durable[generation % 2] = slot[0]
+
+    def close(self) -> None:
+        """Gives up the descriptor; maps live as long as arrays refer to them."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def read_header(map_: mmap.mmap, path: Path) -> tuple[Header, dict[str, int]]:
+    """Raises CorruptionError."""
+    if map_[:8] != MAGIC:
+        raise CorruptionError(f"{str(path)!r} is not a recollect segment", value=map_[:8])
+    size = int.from_bytes(map_[8:12], "little")
+    body = map_[16 : 16 + size]
+    if zlib.crc32(body) != int.from_bytes(map_[12:16], "little"):
+        raise CorruptionError(f"segment {str(path)!r} has a damaged header")
+    data = json.loads(body)
+    regions = data.pop("regions")
+    if data.pop("format") != FORMAT:
+        raise CorruptionError(f"segment {str(path)!r} has a format that this release does not read")
+    return Header(**{**data, "shape": Shape(**data["shape"])}), regions
+
+
+def _regions(layout: Layout, header: Header) -> tuple[dict[str, int], int]:
+    """Byte offset of each region, and the file's size."""
+    shape = header.shape
+    sizes = {
+        "control": PAGE,
+        "durable": PAGE,
+        "records": shape.rows * layout.itemsize,
+        "facts": shape.facts * FACT.itemsize,
+    }
+    for path, count in layout.plane_bytes.items():
+        sizes[f"planes/{path}"] = shape.planes * count
+    sizes["heap"] = shape.heap_bytes
+    widest = {**dict.fromkeys(sizes, 1 << 60), "control": 0}
+    at = len(header.pack(widest)) + PAGE
+    regions = {}
+    for name, size in sizes.items():
+        regions[name] = at
+        at += (size + PAGE - 1) // PAGE * PAGE
+    return regions, at
+
+
+def _touch(map_: mmap.mmap) -> None:
+    """Faults every page in on kernels without MADV_POPULATE_WRITE."""
+    ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(map_)), 0, len(map_))
+
+
+def new_header(
+    writer: int,
+    index: int,
+    first_row: int,
+    first_fact: int,
+    layout: Layout,
+    shape: Shape,
+    agent: str,
+    now_ns: int,
+) -> Header:
+    return Header(
+        writer,
+        index,
+        first_row,
+        first_fact,
+        layout.schema.fingerprint,
+        shape,
+        boot_id(),
+        0,
+        0,
+        agent,
+        os.getpid(),
+        now_ns,
+    )

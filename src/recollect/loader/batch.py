@@ -1,0 +1,207 @@
+"""`Batch`: fields by name, everything else by attribute. It stays valid while anything refers to it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recollect.loader.outputs import Output
+from recollect.records.plan import GatherPlan
+from recollect.records.rows import PackedRows
+from recollect.samplers import Draw
+from recollect.transforms import Reads
+from recollect.view import ID_DTYPE, Ids
+
+T = TypeVar("T")
+
+
+class Chunk:
+    """Several batches that were gathered together. An array is made when somebody asks for it.
+
+    Args:
+        draw: what was drawn; `reads` where it lay.
+        sizes: rows of each batch.
+        rows: where they were gathered from; `ready` the gathered bytes, on the device where they are wanted.
+        made: arrays that transforms changed or added, `[rows, ...]`, in place of those in the arena.
+        each: arrays that differ in shape from batch to batch: one per batch.
+        lists: text and JSON fields: one list per batch.
+    """
+
+    def __init__(
+        self,
+        draw: Draw,
+        reads: Reads,
+        sizes: list[int],
+        plan: GatherPlan,
+        output: Output,
+        rows: PackedRows,
+        ready: Any,
+        made: Mapping[str, NDArray[Any]],
+        each: Mapping[str, list[NDArray[Any]]],
+        lists: Mapping[str, list[list[Any]]],
+    ) -> None:
+        self.step, self.sizes, self.lists = draw.step, sizes, lists
+        self.count = len(sizes)
+        """Batches that may be handed out; fewer than were gathered once the view changes."""
+        self._draw, self._reads, self._plan, self._output = draw, reads, plan, output
+        self._rows, self._ready, self._made, self._each = rows, ready, made, each
+        self._late: dict[str, NDArray[Any]] | None = None
+        self.arrays: dict[str, list[Any]] = {}
+        """Those that were asked for already."""
+
+    def names(self) -> Iterator[str]:
+        """Every array that `get` knows."""
+        yield from self._plan.index
+        yield from (n for n in self._made if n not in self._plan.index)
+        yield from self._each
+        yield from ("step_index", "is_first")
+        if self._plan.layout.schema.observations:
+            yield "/valid/next_observation"
+
+    def get(self, name: str, k: int) -> Any:
+        """The array `name` of batch `k`. Raises KeyError."""
+        arrays = self.arrays.get(name)
+        if arrays is None:
+            arrays = self.arrays[name] = self._make(name)
+        return arrays[k]
+
+    def _make(self, name: str) -> list[Any]:
+        output, made = self._output, self._made.get(name)
+        if made is not None:
+            return output.from_host(made, self.sizes)
+        rows = len(self._reads.anchors)
+        at = self._plan.index.get(name)
+        if at is not None:
+            offset = self._plan.sized(rows)[1][at]
+            return output.split(self._ready, self._plan.targets[at], offset, rows, self.sizes)
+        if name in self._each:
+            return [output.from_host(a, [len(a)])[0] for a in self._each[name]]
+        if name == "is_first":
+            return output.from_host(self._system()["step"] == 0, self.sizes)
+        if name == "step_index":
+            return output.from_host(self._system()["step"], self.sizes)
+        if name == "/valid/next_observation":
+            return output.from_host(self._reads.following >= 0, self.sizes)
+        value = {"/weight": self._draw.weight, "/probability": self._draw.probability}[name]
+        whole = np.broadcast_to(value, self._draw.keys.shape).reshape(-1)[:rows].astype(np.float32)
+        return output.from_host(whole, self.sizes)
+
+    def _system(self) -> dict[str, NDArray[Any]]:
+        """Ids and step numbers, read by a gather of their own when somebody asks: most training steps never do."""
+        if self._late is None:
+            self._late = self._rows.gather(self._reads.anchors, ("writer", "seq", "step"))
+        return self._late
+
+    def ids(self, k: int) -> Ids:
+        """StepIds of batch `k`."""
+        stop = list(itertools.accumulate(self.sizes))[k]
+        rows = slice(stop - self.sizes[k], stop)
+        out = np.empty(self.sizes[k], ID_DTYPE)
+        late = self._system()
+        out["writer"], out["seq"] = late["writer"][rows], late["seq"][rows]
+        return out
+
+
+class Batch(Generic[T]):
+    """One batch.
+
+    `batch["observation"]` is `[B, …]`; nested fields are dicts, and dotted paths work too; text and JSON fields are
+    lists. Ragged fields are right-padded `[B, longest]` with `batch.lengths[name]` `[B]`.
+
+    Attributes:
+        step: number of the batch in its run, from 0.
+        mask, part, step_ids: None outside sequences and mixtures.
+    """
+
+    __slots__ = ("_chunk", "_k", "mask", "part", "step", "step_ids")
+
+    def __init__(self, chunk: Chunk, k: int) -> None:
+        self._chunk, self._k = chunk, k
+        self.step = chunk.step + k
+        self.mask = self.part = self.step_ids = None
+
+    def __len__(self) -> int:
+        return self._chunk.sizes[self._k]
+
+    def __getitem__(self, name: str) -> Any:
+        chunk = self._chunk
+        made = chunk.arrays.get(name)
+        if made is not None and name[0] != "/":
+            return made[self._k]
+        try:
+            if name[0] != "/":
+                return chunk.get(name, self._k)
+        except KeyError:
+            pass
+        if name in chunk.lists:
+            return chunk.lists[name][self._k]
+        inner = {p[len(name) + 1 :]: self[p] for p in self._paths() if p.startswith(name + ".")}
+        if not inner:
+            raise KeyError(f"no field {name!r} in this batch; fields: {', '.join(self.keys())}")
+        return _nest(inner)
+
+    def _paths(self) -> Iterator[str]:
+        yield from (n for n in self._chunk.names() if n[0] != "/")
+        yield from self._chunk.lists
+
+    def keys(self) -> list[str]:
+        """Top-level names of the fields."""
+        return list(dict.fromkeys(p.partition(".")[0] for p in self._paths()))
+
+    def items(self) -> list[tuple[str, Any]]:
+        return [(name, self[name]) for name in self.keys()]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys() or name in set(self._paths())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    @property
+    def ids(self) -> Ids:
+        """StepIds `[B]`, a structured numpy array of `writer` and `seq`."""
+        return self._chunk.ids(self._k)
+
+    @property
+    def weight(self) -> T:
+        """Importance weights `[B]` float32."""
+        out: T = self._chunk.get("/weight", self._k)
+        return out
+
+    @property
+    def probability(self) -> T:
+        """Each row's chance of being drawn, over the whole view: `[B]` float32."""
+        out: T = self._chunk.get("/probability", self._k)
+        return out
+
+    @property
+    def valid(self) -> Mapping[str, T]:
+        """Name → `[B]` bool for optional fields and `next_observation`: False where there was no value."""
+        return self._group("/valid/")
+
+    @property
+    def lengths(self) -> Mapping[str, T]:
+        """Name → `[B]` int64 for ragged fields."""
+        return self._group("/lengths/")
+
+    def _group(self, prefix: str) -> dict[str, T]:
+        names = [n for n in self._chunk.names() if n.startswith(prefix)]
+        return {n[len(prefix) :]: self._chunk.get(n, self._k) for n in names}
+
+    def __repr__(self) -> str:
+        return f"Batch(step={self.step}, rows={len(self)}, fields={self.keys()})"
+
+
+def _nest(flat: dict[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for path, value in flat.items():
+        at = out
+        *parents, last = path.split(".")
+        for part in parents:
+            at = at.setdefault(part, {})
+        at[last] = value
+    return out

@@ -1,0 +1,330 @@
+"""`Loader`: batches of a view, in an order that depends on the cut, the sampler and the seed alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from recollect.errors import ArgumentError
+from recollect.loader.batch import Batch, Chunk
+from recollect.loader.outputs import Kind, choose
+from recollect.loader.plan import BatchPlan
+from recollect.records.part import part_of
+from recollect.records.rows import PackedRows
+from recollect.samplers import Cursor, Draw, Receipt, Sampler, Uniform
+from recollect.transforms import NStep, Transform
+from recollect.view import Cut, Ids, Slots, View
+
+STATE_FORMAT = 1
+CHUNK_BYTES = 1 << 20
+MAX_CHUNK = 64
+
+
+class Loader:
+    """Streams batches from a view. Belongs to one thread; iterate it, or call `next`.
+
+    Batch k + `lag` is drawn inside the `next()` that returns batch k, with every priority update received by then, so
+    that a sampler with feedback sees the same updates however fast the machine is. A sampler without feedback draws
+    and gathers several small batches at a time: the ids are the same.
+
+    Args:
+        source: the view to draw from.
+        sampler: how rows are chosen; `Uniform()` when None.
+        batch_size: rows per batch.
+        seed: with the cut and the sampler it decides every draw.
+        transforms: applied in order.
+        fields: names to read, dotted for nested ones; None is every field of fixed shape.
+        device: torch device; the CPU when None.
+        lag: batches that are drawn ahead of the one returned.
+        steps: stop after so many batches; endless when neither `steps` nor `epochs` is given.
+        epochs: visit every drawable row so many times, an epoch's last batch short. Only with `Uniform`. One pass over
+            the loader makes all of them; make a new loader, or `epochs=3`, for more.
+        output: `"torch"` or `"numpy"`; torch when it is installed.
+        ahead: most batches gathered at a time; chosen by their size when None. 1 gathers one at a time.
+
+    Raises:
+        ArgumentError: a size out of range, options that exclude each other, or nothing to draw.
+        NotFound: a field that the schema lacks.
+        MissingDependency: torch was asked for and is not installed.
+    """
+
+    def __init__(
+        self,
+        source: View,
+        sampler: Sampler | None = None,
+        *,
+        batch_size: int,
+        seed: int,
+        transforms: Sequence[Transform] = (),
+        fields: Sequence[str] | None = None,
+        device: str | None = None,
+        lag: int = 2,
+        steps: int | None = None,
+        epochs: int | None = None,
+        output: Kind | None = None,
+        ahead: int | None = None,
+    ) -> None:
+        for name, value, least in (("batch_size", batch_size, 1), ("lag", lag, 0), ("seed", seed, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ArgumentError(f"{name} is a whole number of at least {least}", value=value)
+        for name, limit in (("steps", steps), ("epochs", epochs), ("ahead", ahead)):
+            if limit is not None and (not isinstance(limit, int) or limit < 1):
+                raise ArgumentError(f"{name} is a whole number of at least 1", value=limit)
+        if isinstance(fields, str):
+            raise ArgumentError("fields is a list of names", value=fields, remedy=f"Pass fields=[{fields!r}]")
+        if steps is not None and epochs is not None:
+            raise ArgumentError("steps and epochs exclude each other")
+        if not isinstance(source, View):
+            raise ArgumentError("a loader draws from a view", value=source, remedy="Pass ws.view() or buffer.at(tag)")
+        if isinstance(sampler, type):
+            raise ArgumentError("a sampler is an instance", value=sampler, remedy=f"Write {sampler.__name__}()")
+        transforms = _checked(transforms)
+        self._segments: list[tuple[int, View]] = [(0, source)]
+        self._segment = 0
+        self.sampler: Sampler = Uniform() if sampler is None else sampler
+        self.batch_size, self.seed, self.lag, self.epochs = batch_size, seed, lag, epochs
+        self._plan = BatchPlan.of(_packed(source).layout, fields, transforms)
+        self._output = choose(output, device)
+        self._cursor = self._bind(source, None)
+        if epochs is not None:
+            steps = int(self._cursor.steps)  # type: ignore[attr-defined]
+        self.steps = steps
+        bytes_ = max(1, self._plan.row_bytes * batch_size)
+        most = 4 if self._plan.heap else MAX_CHUNK  # variable sizes are not known before they are read
+        self._ahead = 1 if self._cursor.takes_feedback else ahead or max(1, min(most, CHUNK_BYTES // bytes_))
+        self._delivered = 0
+        self._queue: deque[tuple[Draw, View]] = deque()
+        self._chunk: Chunk | None = None
+        self._closed = False
+
+    @property
+    def view(self) -> View:
+        """The view that the newest draw came from."""
+        return self._segments[self._segment][1]
+
+    def _bind(self, view: View, state: Mapping[str, Any] | None) -> Cursor:
+        if self.epochs is None:
+            return self.sampler.bind(view, self.seed, state)
+        if not isinstance(self.sampler, Uniform):
+            raise ArgumentError("epochs= goes with Uniform only", value=self.sampler, remedy="Use steps=")
+        return self.sampler.bind_epochs(view, self.seed, self.batch_size, self.epochs)
+
+    def _turn_to(self, step: int) -> None:
+        """Makes the cursor draw from the view that batch `step` belongs to."""
+        while self._segment + 1 < len(self._segments) and self._segments[self._segment + 1][0] <= step:
+            self._segment += 1
+            self._cursor.grow(self.view)
+
+    # -- batches -------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Batch[Any]]:
+        return self
+
+    def __next__(self) -> Batch[Any]:
+        step = self._delivered
+        if self._closed:
+            raise ArgumentError("the loader is closed")
+        if self.steps is not None and step >= self.steps:
+            raise StopIteration
+        if self._cursor.takes_feedback:
+            batch = self._next_fed()
+        else:
+            chunk = self._chunk
+            if chunk is None or step >= chunk.step + chunk.count:
+                chunk = self._chunk = self._next_chunk(step)
+            batch = Batch(chunk, step - chunk.step)
+        self._delivered = step + 1
+        return batch
+
+    def _next_chunk(self, step: int) -> Chunk:
+        """Several batches from `step` on, not past a change of view nor the last step."""
+        self._turn_to(step)
+        count = self._ahead
+        if self.steps is not None:
+            count = min(count, self.steps - step)
+        if self._segment + 1 < len(self._segments):
+            count = min(count, self._segments[self._segment + 1][0] - step)
+        return self._gather(self._cursor.draw(step, self.batch_size, count), self.view)
+
+    def _next_fed(self) -> Batch[Any]:
+        while len(self._queue) <= self.lag:
+            step = self._delivered + len(self._queue)
+            if self.steps is not None and step >= self.steps:
+                break
+            self._turn_to(step)
+            self._queue.append((self._cursor.draw(step, self.batch_size), self.view))
+        return Batch(self._gather(*self._queue.popleft()), 0)
+
+    def _gather(self, draw: Draw, view: View) -> Chunk:
+        batches, n = draw.keys.shape
+        keys = draw.keys.reshape(-1) if draw.sizes is None else draw.keys[draw.keys >= 0]
+        sizes = [n] * batches if draw.sizes is None else list(draw.sizes)
+        plan, rows, output = self._plan, _packed(view), self._output
+        reads = plan.reads(view, keys)
+        arena = output.arena(plan.gather.sized(len(keys))[2])
+        rows.gather_into(plan.gather, plan.matrix(view, reads), output.host(arena))
+        made: dict[str, Any] = {}
+        if plan.transforms:
+            host = plan.gather.arrays(output.host(arena), len(keys))
+            windows = plan.windows(rows, reads)
+            data = {name: a for name, a in host.items() if name[0] != "/"}
+            for transform in plan.transforms:
+                data = transform.apply(data, windows, reads, plan.schema)
+            made = {name: a for name, a in data.items() if host.get(name) is not a}
+        each, lists = self._variable(rows, keys, reads.following, sizes) if plan.heap else ({}, {})
+        return Chunk(draw, reads, sizes, plan.gather, output, rows, output.finish(arena), made, each, lists)
+
+    def _variable(
+        self, rows: PackedRows, keys: Slots, following: Slots, sizes: list[int]
+    ) -> tuple[dict[str, list[Any]], dict[str, list[list[Any]]]]:
+        """Ragged fields, padded per batch, with their lengths; text and JSON as lists."""
+        each: dict[str, list[Any]] = {}
+        lists: dict[str, list[list[Any]]] = {}
+        at = 0
+        for size in sizes:
+            texts, padded, lengths = self._plan.variable(rows, keys[at : at + size], following[at : at + size])
+            at += size
+            for name, value in texts.items():
+                lists.setdefault(name, []).append(value)
+            for name, array in padded.items():
+                each.setdefault(name, []).append(array)
+                each.setdefault(f"/lengths/{name}", []).append(lengths[name])
+        return each, lists
+
+    # -- feedback ------------------------------------------------------------------------------------------
+
+    def update_priorities(self, ids: Ids, signal: Any) -> Receipt:
+        """Tells the sampler how surprising rows were.
+
+        Args:
+            ids: `[B]` StepIds, as `batch.ids`.
+            signal: `[B]` non-negative numbers.
+
+        Raises:
+            ArgumentError: the sampler takes no feedback.
+        """
+        if not self._cursor.takes_feedback:
+            raise ArgumentError(f"{self.sampler} takes no priorities", remedy="Use a sampler that does")
+        values = np.asarray(signal, np.float64)
+        if np.isnan(values).any() or (values < 0).any():
+            raise ArgumentError("priorities are numbers of at least 0", value=float(values.min()))
+        receipt: Receipt = self._cursor.update(_packed(self.view).find(ids), values)  # type: ignore[attr-defined]
+        return receipt
+
+    # -- going on ------------------------------------------------------------------------------------------
+
+    def advance(self, view: View) -> None:
+        """Draws from a later version from the next draw on: `lag` batches still come from the one before.
+
+        Raises:
+            ArgumentError: `view` does not hold the present rows in their order, or the loader counts epochs.
+        """
+        if self.epochs is not None:
+            raise ArgumentError("a loader that counts epochs stays with its view")
+        newest = self._segments[-1][1]
+        if view.schema != newest.schema or not view.cut.extends(newest.cut):
+            raise ArgumentError(
+                f"{view!r} is no later version of {newest!r}", remedy="Open a new loader for another buffer"
+            )
+        at = self._delivered + (self.lag if self._delivered else 0)
+        if self._segments[-1][0] == at and self._segment < len(self._segments) - 1:
+            del self._segments[-1]
+        self._segments.append((at, view))
+        if self._chunk is not None:
+            self._chunk.count = max(0, min(self._chunk.count, at - self._chunk.step))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the very next batch depends on, as plain values: JSON and `torch.load` read it."""
+        views = [v for _, v in self._segments]
+        first = max(k for k, (start, _) in enumerate(self._segments) if start <= self._delivered or k == 0)
+        return {
+            "format": STATE_FORMAT,
+            "step": self._delivered,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "lag": self.lag,
+            "epochs": self.epochs,
+            "sampler": self.sampler.to_dict(),
+            "transforms": [t.to_dict() for t in self._plan.transforms],
+            "views": [{"from": start, "cut": view.cut.to_dict()} for start, view in self._segments[first:]],
+            "cursor": dict(self._cursor.state()),
+            "cursor_view": max(0, self._segment - first),
+            "undelivered": [_draw_state(d, max(0, views.index(v) - first)) for d, v in self._queue],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was taken: the very next batch is the same, bit for bit.
+
+        Raises:
+            ArgumentError: the state was taken from another cut, sampler, transform, seed or batch size; named.
+        """
+        if not isinstance(state, Mapping) or state.get("format") != STATE_FORMAT:
+            raise ArgumentError("no loader state of this format", value=state)
+        mine = self.state_dict()
+        for name in ("seed", "batch_size", "lag", "epochs", "sampler", "transforms"):
+            if state[name] != mine[name]:
+                raise ArgumentError(
+                    f"the state was taken with another {name}: {state[name]!r}, this loader has {mine[name]!r}",
+                    remedy=f"Make the loader with {name}={state[name]!r}",
+                )
+        newest = self._segments[-1][1]
+        if state["views"][-1]["cut"] != newest.cut.to_dict():
+            raise ArgumentError(
+                "the state was taken on other rows than this loader's view holds",
+                remedy="Open the loader on the version it was taken on, then advance()",
+            )
+        older = [(v["from"], part_of(newest, Cut.from_dict(v["cut"]))) for v in state["views"][:-1]]
+        self._segments = [*older, (state["views"][-1]["from"], newest)]
+        self._segment = int(state["cursor_view"])
+        self._delivered = int(state["step"])
+        self._chunk = None
+        self._queue = deque((_draw_from(d), self._segments[d["view"]][1]) for d in state["undelivered"])
+        self._cursor = self._bind(self.view, state["cursor"])
+
+    def close(self) -> None:
+        """Gives up the gathered batches. Those handed out stay valid."""
+        self._closed = True
+        self._chunk = None
+        self._queue.clear()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _checked(transforms: Sequence[Transform]) -> tuple[Transform, ...]:
+    """Raises ArgumentError unless they are transforms that go together."""
+    given = transforms if isinstance(transforms, Sequence) else None
+    if given is None or not all(hasattr(t, "plan") and hasattr(t, "apply") for t in given):
+        raise ArgumentError("transforms is a list of transforms", value=transforms, remedy="Write [rc.NStep(1, 0.99)]")
+    if sum(isinstance(t, NStep) for t in given) > 1:
+        raise ArgumentError("returns are summed once", value=transforms, remedy="Use one NStep")
+    return tuple(given)
+
+
+def _packed(view: View) -> PackedRows:
+    assert isinstance(view.rows, PackedRows)
+    return view.rows
+
+
+def _draw_state(draw: Draw, view: int) -> dict[str, Any]:
+    return {
+        "step": draw.step,
+        "view": view,
+        "keys": draw.keys[0].tolist(),
+        "probability": np.broadcast_to(draw.probability, draw.keys.shape)[0].tolist(),
+        "weight": np.broadcast_to(draw.weight, draw.keys.shape)[0].tolist(),
+    }
+
+
+def _draw_from(state: Mapping[str, Any]) -> Draw:
+    keys = np.array([state["keys"]], np.int64)
+    return Draw(state["step"], keys, np.array([state["probability"]]), np.array([state["weight"]]))

@@ -1,0 +1,92 @@
+"""What a snapshot has to add: pure functions from what was promoted and what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from recollect.cold.dataset import Promotion
+from recollect.errors import CorruptionError
+from recollect.view import Cut, Extent, merged
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How far one writer was promoted: rows and facts below these counts."""
+
+    rows: int = 0
+    facts: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows and facts that a promotion adds.
+
+    Attributes:
+        extents: rows, writers in the order of their ids.
+        facts: (writer, start, stop).
+    """
+
+    extents: tuple[Extent, ...]
+    facts: tuple[tuple[int, int, int], ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(e.stop - e.start for e in self.extents)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.extents and not self.facts
+
+
+def watermark(chain: Iterable[Promotion]) -> dict[int, Mark]:
+    """Writer → what the promotions of a chain hold of it.
+
+    Raises:
+        CorruptionError: rows were promoted twice, or left out between two promotions.
+    """
+    marks: dict[int, Mark] = {}
+    for promotion in chain:
+        for text, start, stop in promotion.record["extents"]:
+            writer = int(text)
+            mark = marks.get(writer, Mark())
+            if start != mark.rows or stop < start:
+                raise CorruptionError(
+                    f"promotion {promotion.id} holds rows {start} to {stop} of writer {writer}, after {mark.rows}"
+                )
+            marks[writer] = Mark(stop, mark.facts)
+        for text, start, stop in promotion.record["facts"]:
+            writer = int(text)
+            mark = marks.get(writer, Mark())
+            if start != mark.facts or stop < start:
+                raise CorruptionError(
+                    f"promotion {promotion.id} holds facts {start} to {stop} of writer {writer}, after {mark.facts}"
+                )
+            marks[writer] = Mark(mark.rows, stop)
+    return marks
+
+
+def plan(cut: Cut, marks: Mapping[int, Mark]) -> Plan:
+    """What `cut` holds beyond `marks`."""
+    extents = []
+    for e in cut.extents:
+        start = marks.get(e.writer, Mark()).rows
+        if e.stop > start:
+            extents.append(Extent(e.writer, start, e.stop))
+    facts = []
+    for writer, stop in cut.facts:
+        start = marks.get(writer, Mark()).facts
+        if stop > start:
+            facts.append((writer, start, stop))
+    return Plan(tuple(sorted(extents)), tuple(sorted(facts)))
+
+
+def cut_of(chain: Iterable[Promotion]) -> Cut:
+    """The cut of the version that a chain ends with: each promotion's extents behind its parent's."""
+    chain = list(chain)
+    extents = merged(Extent(int(w), a, b) for p in chain for w, a, b in p.record["extents"])
+    facts: dict[int, int] = {}
+    for p in chain:
+        for w, _, stop in p.record["facts"]:
+            facts[int(w)] = max(facts.get(int(w), 0), stop)
+    return Cut(extents, tuple(sorted(facts.items())))

@@ -1,0 +1,150 @@
+"""`View`: an immutable set of rows, what may be read and what may be drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recollect.schema import Schema
+from recollect.view.facts import FactIndex
+from recollect.view.ids import Bool, Cut, EpisodeKey, Ids, Slots
+
+
+class Rows(Protocol):
+    """Residency of a view's rows: a hot map, cached blocks, a join."""
+
+    def __len__(self) -> int: ...
+    def gather(self, slots: Slots, fields: Sequence[str]) -> dict[str, NDArray[Any]]: ...
+    def ids(self, slots: Slots) -> Ids: ...
+    def find(self, ids: Ids) -> Slots: ...
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Where each row stands in its episode. Interleaving, resumption and missing rows are hidden here.
+
+    A *run* is a stretch of an episode without a missing step; no window leaves its run.
+
+    Attributes:
+        run: `[n]` int32, -1 for rows in none.
+        rank: `[n]` int32: a row's place when runs are laid side by side; None when that is the slot itself.
+        slot: rank → slot, None likewise.
+        run_start, run_stop: `[runs]` int64: ranks, half-open, the final row included.
+        successor: `[n]` int64: slot of the row that holds the next observation, -1 none. Slots at and past the view's
+            length are waiting observations.
+        group: `[n]` int32: index into `keys`, -1 for holes.
+        keys: the episodes, by group.
+        is_final: `[n]` bool: observation-only rows.
+    """
+
+    run: NDArray[np.int32]
+    rank: NDArray[np.int32] | None
+    slot: Slots | None
+    run_start: Slots
+    run_stop: Slots
+    successor: Slots
+    group: NDArray[np.int32]
+    keys: NDArray[np.int64]
+    is_final: Bool
+
+    def offset(self, slots: Slots, k: Slots | int) -> Slots:
+        """The row `k` steps later (earlier when negative) in the same run, -1 where there is none."""
+        known = np.maximum(slots, 0)
+        run = self.run[known]
+        rank = (known if self.rank is None else self.rank[known]) + k
+        inside = (slots >= 0) & (run >= 0)
+        safe = np.maximum(run, 0)
+        inside &= (rank >= self.run_start[safe]) & (rank < self.run_stop[safe])
+        at = np.where(inside, rank, 0)
+        return np.where(inside, at if self.slot is None else self.slot[at], -1)
+
+    def next_observation(self, slots: Slots) -> Slots:
+        """Slot of the row that holds the next observation, -1 where there is none."""
+        return np.where(slots >= 0, self.successor[np.maximum(slots, 0)], -1)
+
+    def rows_of(self, key: EpisodeKey) -> Slots:
+        """Every row of an episode in step order, the final row last; empty when the view holds none."""
+        group = np.flatnonzero((self.keys[:, 0] == key.writer) & (self.keys[:, 1] == key.counter))
+        if not len(group):
+            return np.empty(0, np.int64)
+        runs = np.unique(self.run[self.group == group[0]])
+        parts = [np.arange(self.run_start[r], self.run_stop[r]) for r in runs if r >= 0]
+        ranks = np.concatenate(parts) if parts else np.empty(0, np.int64)
+        return ranks if self.slot is None else self.slot[ranks]
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Rows that may be drawn.
+
+    Attributes:
+        slots: sorted, int64; None when every row of the view may be drawn.
+        rows: rows of the view.
+        undrawable_truncated: truncated steps without their next observation, left out.
+        undrawable_open: other steps without it: the last of an episode that is still open.
+    """
+
+    slots: Slots | None
+    rows: int
+    undrawable_truncated: int = 0
+    undrawable_open: int = 0
+
+    def __len__(self) -> int:
+        return self.rows if self.slots is None else len(self.slots)
+
+    def select(self, ranks: Slots) -> Slots:
+        return ranks if self.slots is None else self.slots[ranks]
+
+    def mask(self, slots: Slots) -> Bool:
+        """Whether each slot may be drawn."""
+        if self.slots is None:
+            return (slots >= 0) & (slots < self.rows)
+        at = np.minimum(np.searchsorted(self.slots, slots), max(0, len(self.slots) - 1))
+        return (
+            np.asarray(len(self.slots) > 0) & (self.slots[at] == slots)
+            if len(self.slots)
+            else np.zeros(len(slots), np.bool_)
+        )
+
+
+@dataclass(frozen=True)
+class View:
+    """An immutable set of rows. Equal cuts give equal slots, hot or cold.
+
+    Attributes:
+        schema: what a row is.
+        cut: what the view is.
+        rows: every row of the cut, to be read.
+        episodes: each row's place in its episode.
+        anchors: the rows that may be drawn.
+        name: where the view came from, for people.
+    """
+
+    schema: Schema
+    cut: Cut
+    rows: Rows
+    episodes: Episodes
+    anchors: Anchors
+    load_facts: Callable[[], FactIndex] = field(default=FactIndex, repr=False, compare=False)
+    name: str = ""
+
+    @cached_property
+    def facts(self) -> FactIndex:
+        """The facts of the cut, read when first asked for."""
+        return self.load_facts()
+
+    def __len__(self) -> int:
+        """Rows that may be drawn."""
+        return len(self.anchors)
+
+    def at(self, step: int) -> View:
+        """A view is its own constant source."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"View({self.name!r}, rows={len(self.rows)}, drawable={len(self.anchors)})"
