@@ -6,8 +6,10 @@ only the rows between.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
-import time
+import signal
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -74,12 +76,12 @@ class Follower:
             for _, _, _, slot in heapq.merge(*rows.values()):
                 yield step_at(view, slot, view.facts)
 
-    def forever(self) -> Iterator[Step | None]:
+    def until(self, stop: threading.Event) -> Iterator[Step | None]:
         """Every step from now on; None after each poll, when the reader should show what it has."""
-        while True:
+        while not stop.is_set():
             yield from self.poll()
             yield None
-            time.sleep(POLL_INTERVAL_S)
+            stop.wait(POLL_INTERVAL_S)
 
     def _rows(self, cut: Cut) -> tuple[View, dict[int, list[tuple[int, int, int, int]]]]:
         """A view that holds the rows of `cut`, and its steps per writer as (time, writer, seq, slot) in log order.
@@ -98,6 +100,28 @@ class Follower:
                 mine = out.setdefault(writer, [])
                 mine.append((max(at, mine[-1][0]) if mine else at, writer, seq, slot))
         return view, out
+
+
+@contextlib.contextmanager
+def interruption() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; a second one interrupts as ever.
+
+    A KeyboardInterrupt that is raised inside a finalizer or a library's callback is printed and lost; a flag is not.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def note(*_: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _identity(ws: Workspace) -> tuple[int, int] | None:

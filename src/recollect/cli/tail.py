@@ -29,32 +29,31 @@ def tail(
 ) -> None:
     """Show the newest steps of a workspace, oldest of them first."""
     out = Output(context, json)
-    try:
-        from recollect.cli.follow import Follower
-        from recollect.workspace import open_workspace
+    from recollect.cli.follow import Follower, interruption
+    from recollect.workspace import open_workspace
 
-        with open_workspace(name) as ws:
-            follower = Follower(ws)
-            steps = follower.newest(lines)
-            if out.json and not follow:
-                out.document({"workspace": ws.name, "steps": [describe(s) for s in steps]})
-                return
-            if not follower.cut.rows:
-                out.note(f"nobody has written to workspace {ws.name} yet")
-            reward = _reward_path(ws.schema)
-            for step in steps:
-                out.document(describe(step)) if out.json else out.line(readable(step, reward))
-            out.flush()
-            for new in follower.forever() if follow else ():
+    with open_workspace(name) as ws:
+        follower = Follower(ws)
+        steps = follower.newest(lines)
+        if out.json and not follow:
+            out.document({"workspace": ws.name, "steps": [describe(s) for s in steps]})
+            return
+        if not follower.cut.rows:
+            out.note(f"nobody has written to workspace {ws.name} yet")
+        reward = _reward_path(ws.schema)
+        for step in steps:
+            out.document(describe(step)) if out.json else out.line(readable(step, reward))
+        out.flush()
+        if not follow:
+            return
+        with interruption() as stop:
+            for new in follower.until(stop):
                 if new is None:
                     out.flush()
                     continue
                 if reward is None:
                     reward = _reward_path(ws.schema)
                 out.document(describe(new)) if out.json else out.line(readable(new, reward))
-    except KeyboardInterrupt:
-        if not follow:
-            raise
 
 
 def describe(step: Step) -> dict[str, Any]:
