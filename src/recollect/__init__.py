@@ -29,6 +29,7 @@ _HOME = {
     "Frames": "schema",
     "Hits": "recall.results",
     "Json": "schema",
+    "Keep": "hot.keep",
     "Loader": "loader",
     "NStep": "transforms",
     "Ragged": "schema",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from recollect import errors as errors
     from recollect import gym as gym
     from recollect.buffer import Buffer, Version, open_buffer
+    from recollect.hot.keep import Keep
     from recollect.hot.writer import Episode, Writer
     from recollect.loader import Batch, Loader
     from recollect.promote.snapshot import Snapshot
@@ -83,6 +85,7 @@ __all__ = [
     "Frames",
     "Hits",
     "Json",
+    "Keep",
     "Loader",
     "NStep",
     "Ragged",

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from recollect.errors import ArgumentError, SchemaError
 from recollect.hot import home
+from recollect.hot.evict import Eviction
 from recollect.hot.facts import check_facts, check_step_facts
-from recollect.hot.growing import Durability
+from recollect.hot.growing import SEGMENT_BYTES, Durability
 from recollect.hot.home import Description
+from recollect.hot.keep import Keep
+from recollect.hot.log import WriterLog
+from recollect.hot.private import PrivateFolder
 from recollect.hot.recover import Recovery, recover
+from recollect.hot.retain import Retainer, Retention
 from recollect.hot.store import HotStore
+from recollect.hot.targets import change_home, digest, fix_home, read_home
 from recollect.hot.writer import Writer
-from recollect.masking import Masker, keep
+from recollect.masking import Masker
+from recollect.masking import keep as unmasked
 from recollect.recall import recent as recalled
 from recollect.recall.results import EpisodeRecord, Hits, nan_rewards
 from recollect.recall.window import with_predecessors
@@ -40,6 +47,7 @@ class WriterStats:
         rows, facts: what readers see.
         durable_rows: rows that are known to survive power loss.
         live: whether it can still grow.
+        first_row: number of the oldest row that is still there; those before it were evicted.
     """
 
     writer: int
@@ -48,22 +56,25 @@ class WriterStats:
     facts: int
     durable_rows: int
     live: bool
+    first_row: int = 0
 
 
 @dataclass(frozen=True)
 class WorkspaceStats:
-    """Counts of a workspace, with `writers` one by one."""
+    """Counts of a workspace, with `writers` one by one, and what it keeps under `retention` (None without a schema)."""
 
     rows: int
     steps: int
     drawable: int
     undrawable_truncated: int
     undrawable_open: int
+    undrawable_beheaded: int
     episodes: int
     facts: int
     nan_rewards: int
     disk_bytes: int
     writers: tuple[WriterStats, ...]
+    retention: Retention | None = None
 
 
 class Workspace:
@@ -76,7 +87,7 @@ class Workspace:
         recovered: logs of writers that had died, sealed when this handle was opened.
     """
 
-    def __init__(self, description: Description, mask: Masker = keep) -> None:
+    def __init__(self, description: Description, mask: Masker = unmasked, folder: PrivateFolder | None = None) -> None:
         self.name, self.path, self.id = description.name, description.path, description.id
         self.durability: Durability = description.durability
         self._mask = mask
@@ -84,9 +95,12 @@ class Workspace:
         self._store: HotStore | None = None
         self._annotator: Writer | None = None
         self._writers: list[Writer] = []
+        self._private = folder
+        self.retainer = Retainer(self.path, self._hot, self._own_writers)
         self.recovered: list[Recovery] = []
         if self.schema is not None:
             self.recovered = recover(self.path / "log", self._hot().layout)
+            self.retainer.try_run()
 
     # -- schema --------------------------------------------------------------------------------------------
 
@@ -109,6 +123,47 @@ class Workspace:
                 self._store = HotStore(self.path / "log", Layout.of(schema), self.name)
             return self._store
 
+    # -- retention -----------------------------------------------------------------------------------------
+
+    @property
+    def keep(self) -> Keep:
+        """What the workspace keeps."""
+        return self.retainer.keep
+
+    def set_keep(self, keep: Keep) -> None:
+        """Changes what the workspace keeps, for every process that has it open. Evicts at the next occasion."""
+        if not isinstance(keep, Keep):
+            raise ArgumentError("set_keep() takes a Keep", value=keep, remedy="Write rc.Keep(rows=1_000_000)")
+        home.change_keep(self.path, keep)
+
+    @property
+    def home(self) -> str | None:
+        """The buffer whose rows may go once it holds them: the first target of a snapshot, or the one named."""
+        return read_home(self.path)
+
+    def set_home(self, uri: str | os.PathLike[str]) -> None:
+        """Names another home buffer, or the same one anew after it was replaced. Its next snapshot reads what it holds;
+        until then nothing counts as promoted."""
+        from recollect.cold.location import Location
+
+        change_home(self.path, Location(uri).uri)
+
+    def evict(self) -> Eviction:
+        """Evicts what may go, now. It happens by itself too: when the workspace is opened, after a snapshot, and when a
+        writer goes on in a new segment.
+
+        Raises:
+            StoreError: the folder cannot be written.
+            CorruptionError: a note or segment is damaged.
+        """
+        if self.schema is None:
+            return Eviction()
+        self.retainer.close()
+        return self.retainer.run()
+
+    def _own_writers(self) -> list[Writer]:
+        return [*self._writers, *([] if self._annotator is None else [self._annotator])]
+
     # -- writing -------------------------------------------------------------------------------------------
 
     def writer(self, agent: str = "", *, schema: Schema | None = None, durability: Durability | None = None) -> Writer:
@@ -130,7 +185,12 @@ class Workspace:
         if chosen not in home.DURABILITIES:
             raise ArgumentError("unknown durability", value=chosen, remedy=f"One of {', '.join(home.DURABILITIES)}")
         writer = Writer(
-            self.path / "log", self._hot().layout, agent=self._mask(agent), durability=chosen, mask=self._mask
+            self.path / "log",
+            self._hot().layout,
+            agent=self._mask(agent),
+            durability=chosen,
+            mask=self._mask,
+            on_roll=self.retainer.after_roll,
         )
         self._writers = [w for w in self._writers if w.is_open] + [writer]
         return writer
@@ -165,6 +225,7 @@ class Workspace:
                     agent="annotate",
                     durability=self.durability,
                     mask=self._mask,
+                    on_roll=self.retainer.after_roll,
                 )
             return self._annotator.annotate(key, step, values)
 
@@ -193,10 +254,15 @@ class Workspace:
     def stats(self) -> WorkspaceStats:
         """Counts over the whole workspace, and per writer what is visible and what is durable."""
         if self.schema is None:
-            return WorkspaceStats(0, 0, 0, 0, 0, 0, 0, 0, _disk_bytes(self.path), ())
+            return WorkspaceStats(0, 0, 0, 0, 0, 0, 0, 0, 0, _disk_bytes(self.path), ())
         store = self._hot()
-        view = store.view()
-        logs = [store.logs[w] for w in sorted(store.logs)]
+        with store.pinned():
+            cut = store.cut()
+            logs = [log for _, log in sorted(store.logs.items()) if not log.gone]
+            view = store.view(cut)
+            return self._stats(store, view, logs)
+
+    def _stats(self, store: HotStore, view: View, logs: list[WriterLog]) -> WorkspaceStats:
         alive = set(home.live_writers(self.path))
         return WorkspaceStats(
             rows=len(view.rows),
@@ -204,14 +270,24 @@ class Workspace:
             drawable=len(view),
             undrawable_truncated=view.anchors.undrawable_truncated,
             undrawable_open=view.anchors.undrawable_open,
+            undrawable_beheaded=view.anchors.undrawable_beheaded,
             episodes=len(view.episodes.keys),
-            facts=sum(log.facts for log in logs),
+            facts=sum(log.kept_facts for log in logs),
             nan_rewards=nan_rewards(view),
             disk_bytes=_disk_bytes(self.path),
             writers=tuple(
-                WriterStats(log.writer, log.agent, log.rows, log.facts, log.durable_rows, log.writer in alive)
+                WriterStats(
+                    log.writer,
+                    log.agent,
+                    log.rows - log.first.row,
+                    log.kept_facts,
+                    log.durable_rows - log.first.row,
+                    log.writer in alive,
+                    log.first.row,
+                )
                 for log in logs
             ),
+            retention=self.retainer.stats(),
         )
 
     # -- promoting -----------------------------------------------------------------------------------------
@@ -227,7 +303,8 @@ class Workspace:
         """Promotes everything that the buffer does not hold yet, exactly once, as one version.
 
         Args:
-            to: the buffer: a path, `file://` or `s3://…`. It is created when there is none.
+            to: the buffer: a path, `file://` or `s3://…`. It is created when there is none. The first one becomes the
+                workspace's home, unless `home=` named another.
             tag: name of the version.
             storage_options: endpoint, credentials and region of an object store.
             progress: called with rows written and rows to write.
@@ -239,25 +316,32 @@ class Workspace:
             StoreError, DiskFull: the store cannot be reached or written. Nothing is half-written; run it again.
         """
         from recollect.cold.location import Location
+        from recollect.promote.retention import move
         from recollect.promote.snapshot import check_tag, nothing_to_promote, snapshot
 
         check_tag(tag)
         location = Location(to, storage_options)
         if self.schema is None:
             return nothing_to_promote(location)
-        digest = hashlib.sha256(location.uri.encode()).hexdigest()[:16]
-        return snapshot(self._hot(), self.id, self.path / "targets" / f"{digest}.lock", location, tag, progress)
+        lock = self.path / "targets" / f"{digest(location.uri)}.lock"
+        done = snapshot(self._hot(), self.id, lock, location, tag, progress)
+        note = move(self.path, self.id, location, lock)
+        evicted = self.retainer.try_run()
+        return replace(done, evicted_rows=evicted.rows, note=note)
 
     # -- closing -------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Closes the writers that this handle made."""
+        """Closes the writers that this handle made. A private workspace is removed."""
         for writer in self._writers:
             writer.close()
         self._writers.clear()
         if self._annotator is not None:
             self._annotator.close()
             self._annotator = None
+        self.retainer.close()
+        if self._private is not None:
+            self._private.remove()
 
     def __enter__(self) -> Workspace:
         return self
@@ -271,20 +355,34 @@ class Workspace:
         return f"Workspace({self.name!r}, path={str(self.path)!r})"
 
 
+_EVERYTHING = Keep()
+
+
 def create_workspace(
-    name: str | os.PathLike[str],
+    name: str | os.PathLike[str] | None,
     schema: Schema | None = None,
     *,
-    durability: Durability = "interval",
-    mask: Masker = keep,
+    durability: Durability | None = None,
+    keep: Keep = _EVERYTHING,
+    home: str | os.PathLike[str] | None = None,
+    mask: Masker = unmasked,
 ) -> Workspace:
     """Creates a workspace.
 
+    A replay ring for one process, in memory, that holds the newest million rows and vanishes with the process:
+
+        ws = rc.create_workspace(None, schema, keep=rc.Keep(rows=1_000_000, unpromoted="drop"))
+
     Args:
-        name: a name under RECOLLECT_HOME, or a location (text with a slash).
+        name: a name under RECOLLECT_HOME, or a location (text with a slash). None makes a private workspace of this
+            process: in shared memory where that has room, else in the temporary folder; removed by `close()` and at
+            exit.
         schema: what a step is; None leaves it to the first writer.
         durability: what survives power loss, and when: `"process"` what `sync` and `close` cover, `"interval"` what
-            is older than 0.25 s, `"step"` every append before it returns.
+            is older than 0.25 s, `"step"` every append before it returns. None is `"interval"`, for a private workspace
+            `"process"`.
+        keep: how much is kept; everything unless it says so.
+        home: the buffer whose rows may go once it holds them; the first target of a snapshot when None.
         mask: text → text, applied to everything textual before it is written. It belongs to the handle, not to the
             workspace: whoever opens it to write passes its own.
 
@@ -294,14 +392,44 @@ def create_workspace(
     """
     if schema is not None and not isinstance(schema, Schema):
         raise SchemaError("schema= takes a Schema", value=schema, remedy="Wrap the fields: rc.Schema({...})")
-    path = home.workspace_path(name)
-    description = home.create(path, path.name, durability)
-    if schema is not None:
-        home.fix_schema(path, schema)
-    return Workspace(description, mask)
+    if not isinstance(keep, Keep):
+        raise ArgumentError("keep= takes a Keep", value=keep, remedy="Write rc.Keep(rows=1_000_000)")
+    folder = None
+    if name is None:
+        layout = None if schema is None else Layout.of(schema)
+        row_bytes = 0 if layout is None else layout.itemsize + sum(layout.plane_bytes.values())
+        folder = PrivateFolder(2 * SEGMENT_BYTES[-1] + row_bytes * (keep.rows or 0))
+    return _create(name, folder, schema, durability, keep, home, mask)
 
 
-def open_workspace(name: str | os.PathLike[str], *, mask: Masker = keep) -> Workspace:
+def _create(
+    name: str | os.PathLike[str] | None,
+    folder: PrivateFolder | None,
+    schema: Schema | None,
+    durability: Durability | None,
+    keep: Keep,
+    at: str | os.PathLike[str] | None,
+    mask: Masker,
+) -> Workspace:
+    with contextlib.ExitStack() as undo:
+        if folder is not None:
+            undo.callback(folder.remove)
+            description = home.create(folder.path, "private", durability or "process", keep)
+        else:
+            assert name is not None
+            path = home.workspace_path(name)
+            description = home.create(path, path.name, durability or "interval", keep)
+        if at is not None:
+            from recollect.cold.location import Location
+
+            fix_home(description.path, Location(at).uri)
+        if schema is not None:
+            home.fix_schema(description.path, schema)
+        undo.pop_all()
+    return Workspace(description, mask, folder)
+
+
+def open_workspace(name: str | os.PathLike[str], *, mask: Masker = unmasked) -> Workspace:
     """Opens a workspace, and seals the logs of writers that have died. Raises NotFound."""
     return Workspace(home.describe(home.workspace_path(name)), mask)
 
@@ -322,4 +450,9 @@ def delete_workspace(name: str | os.PathLike[str]) -> None:
 
 
 def _disk_bytes(path: Path) -> int:
-    return sum(p.stat().st_blocks * 512 for p in path.rglob("*") if p.is_file())
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
+                total += (Path(folder) / name).stat().st_blocks * 512
+    return total

@@ -67,14 +67,21 @@ class Follower:
         cut = self._ws.cut()
         stops = {e.writer: e.stop for e in cut.extents}
         while True:
-            new = {w: self._seen.get(w, 0) for w, stop in stops.items() if stop > self._seen.get(w, 0)}
+            new = {w: start for w, start in self._starts(cut).items() if stops[w] > start}
             if not new:
                 return
             part = tuple(Extent(w, start, min(stops[w], start + CHUNK_ROWS)) for w, start in sorted(new.items()))
-            view, rows = self._rows(Cut(part, cut.facts))
+            try:
+                view, rows = self._rows(Cut(part, cut.facts))
+            except NotFound:
+                return  # evicted before we came to them; the next poll begins where the logs do
             self._seen.update((e.writer, e.stop) for e in part)
             for _, _, _, slot in heapq.merge(*rows.values()):
                 yield step_at(view, slot, view.facts)
+
+    def _starts(self, cut: Cut) -> dict[int, int]:
+        """Where to go on: behind what was seen, and not before what is still there."""
+        return {e.writer: max(self._seen.get(e.writer, 0), e.start) for e in cut.extents}
 
     def until(self, stop: threading.Event) -> Iterator[Step | None]:
         """Every step from now on; None after each poll, when the reader should show what it has."""

@@ -42,3 +42,29 @@ def storage_options(given: Sequence[str] | None) -> dict[str, str] | None:
             raise ArgumentError("a storage option reads KEY=VALUE", value=text, remedy="Write region=eu-west-1")
         out[key] = value
     return out or None
+
+
+KeepRows: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--keep-rows", metavar="N", help="Keep the newest N rows; older segments may go.", show_default=False),
+]
+KeepBytes: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--keep-bytes", metavar="N", help="Keep about N bytes on disk.", show_default=False),
+]
+KeepAge: TypeAlias = Annotated[
+    float | None,
+    typer.Option("--keep-age", metavar="SECONDS", help="Keep what is not older than this.", show_default=False),
+]
+DropUnpromoted: TypeAlias = Annotated[
+    bool,
+    typer.Option("--drop-unpromoted", help="Let rows go that the home buffer does not hold. They are counted."),
+]
+Home: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URI",
+        help="The buffer whose rows may go once it holds them; the first snapshot's target without it.",
+        show_default=False,
+    ),
+]

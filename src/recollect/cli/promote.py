@@ -40,6 +40,8 @@ def snapshot(
         out.document(plain(rest) | {"cut": None if made.cut is None else made.cut.to_dict()})
     else:
         out.line(made.message)
+        if made.note:
+            out.note(made.note)
 
 
 @contextlib.contextmanager

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from recollect.cli.options import Json, Name
+from recollect.cli.options import DropUnpromoted, Home, Json, KeepAge, KeepBytes, KeepRows, Name, location
 from recollect.cli.output import Output, count, moment, plain, size
 from recollect.errors import ArgumentError, CorruptionError
 
 if TYPE_CHECKING:
     from recollect.hot.home import Description
+    from recollect.hot.retain import Retention
     from recollect.schema import Schema
     from recollect.workspace import Workspace, WorkspaceStats
 
@@ -41,21 +42,59 @@ def create(
         Durability,
         typer.Option(help="What survives power loss: what was synced, what is 0.25 s old, or every append."),
     ] = "interval",
+    keep_rows: KeepRows = None,
+    keep_bytes: KeepBytes = None,
+    keep_age: KeepAge = None,
+    drop_unpromoted: DropUnpromoted = False,
+    home: Home = None,
     json: Json = False,
 ) -> None:
-    """Create a workspace. Without a schema, the first writer fixes it."""
+    """Create a workspace. Without a schema, the first writer fixes it; without a limit, it keeps everything."""
+    from recollect.hot.keep import Keep
     from recollect.workspace import create_workspace
 
     out = Output(context, json)
     if sum(x is not None for x in (env, schema, preset)) > 1:
         raise ArgumentError("--env, --schema and --preset exclude each other", remedy="Pass one of them")
-    with create_workspace(name, _schema(env, schema, preset), durability=durability) as ws:
+    keep = Keep(keep_rows, keep_bytes, keep_age, "drop" if drop_unpromoted else "refuse")
+    at = None if home is None else location(home)
+    with create_workspace(name, _schema(env, schema, preset), durability=durability, keep=keep, home=at) as ws:
         made = ws.schema
         if out.json:
             out.document(_identity(ws) | {"schema": _describe(made)})
             return
         fields = "schema left to the first writer" if made is None else count(len(made.leaves), "field")
         out.line(f"created workspace {ws.name} ({fields}) at {ws.path}")
+
+
+@app.command("keep")
+def keep_(
+    context: typer.Context,
+    name: Name,
+    keep_rows: KeepRows = None,
+    keep_bytes: KeepBytes = None,
+    keep_age: KeepAge = None,
+    drop_unpromoted: DropUnpromoted = False,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Change what a workspace keeps, to exactly what the options say: without a limit, everything from now on."""
+    from recollect.hot.keep import Keep
+    from recollect.workspace import open_workspace
+
+    out = Output(context, json)
+    keep = Keep(keep_rows, keep_bytes, keep_age, "drop" if drop_unpromoted else "refuse")
+    with open_workspace(name) as ws:
+        if home is not None:
+            ws.set_home(location(home))
+        ws.set_keep(keep)
+        went = ws.evict()
+        if out.json:
+            out.document(_identity(ws) | {"evicted_rows": went.rows})
+            return
+        out.line(f"workspace {ws.name} keeps {keep}")
+        if went.rows:
+            out.line(f"{count(went.rows, 'row')} evicted, {went.dropped_rows:,} of them not promoted")
 
 
 def _schema(env: str | None, file: Path | None, preset: str | None) -> Schema | None:
@@ -82,7 +121,7 @@ def list_(context: typer.Context, json: Json = False) -> None:
     found: list[dict[str, Any]] = []
     for path in home.list_workspaces():
         entry: dict[str, Any] = {"name": path.name, "path": path, "live_writers": len(home.live_writers(path))}
-        entry |= {"id": None, "durability": None, "created": None, "fields": None, "damaged": False}
+        entry |= {"id": None, "durability": None, "keep": None, "created": None, "fields": None, "damaged": False}
         found.append(entry)
         try:
             d = home.describe(path)
@@ -123,6 +162,7 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
             return
         for label, text in (("workspace", ws.name), ("id", ws.id), ("path", ws.path), ("durability", ws.durability)):
             out.line(f"{label:<12}{text}")
+        out.line(f"{'keeps':<12}{ws.keep}")
         _show_schema(out, schema)
         _show_stats(out, stats)
         for r in ws.recovered:
@@ -158,6 +198,10 @@ def _show_stats(out: Output, stats: WorkspaceStats) -> None:
     )
     if stats.nan_rewards:
         out.line(f"{'NaN rewards':<12}{stats.nan_rewards:,}")
+    if stats.undrawable_beheaded:
+        out.line(f"{'':<12}{stats.undrawable_beheaded:,} whose frame stacks reach back to evicted steps")
+    if stats.retention is not None:
+        _show_retention(out, stats.retention)
     if stats.writers:
         out.table(
             "",
@@ -175,6 +219,23 @@ def _show_stats(out: Output, stats: WorkspaceStats) -> None:
             ],
             right=("writer", "visible rows", "durable rows", "facts"),
         )
+
+
+def _show_retention(out: Output, kept: Retention) -> None:
+    if kept.home is not None:
+        out.line(f"{'home':<12}{kept.home}")
+    for target in kept.targets:
+        out.line(f"{'promoted':<12}to {target.uri} version {target.version}; {count(target.rows, 'row')} not there yet")
+    if kept.evicted_rows or kept.evicted_facts:
+        out.line(
+            f"{'evicted':<12}{count(kept.evicted_rows, 'row')} and {count(kept.evicted_facts, 'fact')}, of which "
+            f"{kept.dropped_rows:,} and {kept.dropped_facts:,} were not promoted"
+        )
+    if kept.over_limit:
+        waiting = f"{count(kept.waiting_rows, 'row')} ({size(kept.waiting_bytes)})"
+        out.line(f"{'over limit':<12}{waiting} beyond it wait for a snapshot to the home buffer")
+    if kept.problem:
+        out.line(f"{'retention':<12}{kept.problem}")
 
 
 @app.command("delete")
@@ -222,7 +283,8 @@ def _rows(name: str) -> int | None:
 
 
 def _identity(ws: Workspace | Description) -> dict[str, Any]:
-    return {"name": ws.name, "id": ws.id, "path": str(ws.path), "durability": ws.durability}
+    about = {"name": ws.name, "id": ws.id, "path": str(ws.path), "durability": ws.durability}
+    return about | {"keep": ws.keep.to_dict()}
 
 
 def _describe(schema: Schema | None) -> dict[str, Any] | None:

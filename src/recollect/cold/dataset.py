@@ -253,6 +253,14 @@ class Datasets:
                 sync_tree(Path(self.location.child("steps.lance")) / "_refs")
         return True
 
+    def make_durable(self) -> None:
+        """Flushes the newest version of a local buffer: whoever committed it may have died before it did."""
+        if self.location.is_local:
+            steps = Path(self.location.child("steps.lance"))
+            with store_errors("syncing", self.location):
+                sync_tree(steps / "_versions", newest=2)
+                sync_tree(steps / "_transactions", newest=2)
+
     # -- writing -------------------------------------------------------------------------------------------
 
     def append(self, name: str, table: Any) -> None:

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -51,6 +51,9 @@ class GrowingLog:
         self.unusable: str | None = None
         self.first_row = self.first_fact = 0
         self.last_time = 0
+        self.evicted_below = 0
+        """Segments below it were evicted; set by whoever evicts."""
+        self.on_roll: Callable[[], None] | None = None
         self._count = 0
         self._unsynced: list[Segment] = []
         with os_errors("creating a writer in", folder):
@@ -101,6 +104,17 @@ class GrowingLog:
         except BaseException:
             self.first_row, self.first_fact = before
             raise
+        self._let_go()
+        if self.on_roll is not None:
+            self.on_roll()
+
+    def _let_go(self) -> None:
+        """Gives up evicted segments. Where a flush runs beside us, it does, once it has flushed them."""
+        if self.durability != "process":
+            return
+        for segment in [s for s in self._unsynced if s.header.index < self.evicted_below]:
+            self._unsynced.remove(segment)
+            segment.close()
 
     def reserve(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> None:
         """Makes sure that the segment has room, rolling over where it has not."""

@@ -3,7 +3,9 @@
 <home>/workspaces/<name>/workspace.json    id, format, durability, time of creation
 <home>/workspaces/<name>/schema.json       made once, by whoever fixes the schema
 <home>/workspaces/<name>/log/<writer>/     one folder per writer
-<home>/workspaces/<name>/targets/          locks of the promoters, one per target
+<home>/workspaces/<name>/targets/          locks of the promoters and how far each got, one per target
+<home>/workspaces/<name>/home.json         the home buffer
+<home>/workspaces/<name>/evicted.json      what was evicted
 """
 
 from __future__ import annotations
@@ -24,15 +26,17 @@ from recollect.hot.files import (
     make_folder,
     os_errors,
     refuse_network_file_system,
+    replace_file,
     sync_folder,
     try_lock,
 )
 from recollect.hot.growing import Durability
+from recollect.hot.keep import Keep
 from recollect.schema import Schema
 
 FORMAT = 1
 DURABILITIES = ("process", "interval", "step")
-_DESCRIBED = {"format", "id", "name", "durability", "created_ns"}
+_DESCRIBED = {"format", "id", "name", "durability", "keep", "created_ns"}
 _DAMAGED = "Restore it from a backup, or delete the workspace"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
@@ -73,10 +77,11 @@ class Description:
     name: str
     path: Path
     durability: Durability
+    keep: Keep
     created_ns: int
 
 
-def create(path: Path, name: str, durability: Durability) -> Description:
+def create(path: Path, name: str, durability: Durability, kept: Keep) -> Description:
     """Raises AlreadyExists, ArgumentError, or StoreError where the folder cannot be made."""
     if durability not in DURABILITIES:
         raise ArgumentError("unknown durability", value=durability, remedy=f"One of {', '.join(DURABILITIES)}")
@@ -88,6 +93,7 @@ def create(path: Path, name: str, durability: Durability) -> Description:
             "id": uuid.uuid4().hex,
             "name": name,
             "durability": durability,
+            "keep": kept.to_dict(),
             "created_ns": time.time_ns(),
         }
         make_folder(path / "log")
@@ -110,7 +116,20 @@ def describe(path: Path) -> Description:
         raise CorruptionError(f"{str(path / 'workspace.json')!r} is damaged", value=data, remedy=_DAMAGED)
     if data["format"] != FORMAT:
         raise CorruptionError(f"workspace {str(path)!r} has a format that this release does not read")
-    return Description(data["id"], data["name"], path, cast(Durability, data["durability"]), int(data["created_ns"]))
+    try:
+        kept = Keep.from_dict(data["keep"])
+    except (ArgumentError, TypeError) as e:
+        raise CorruptionError(f"{str(path / 'workspace.json')!r} is damaged: {e}", remedy=_DAMAGED) from None
+    durability = cast(Durability, data["durability"])
+    return Description(data["id"], data["name"], path, durability, kept, int(data["created_ns"]))
+
+
+def change_keep(path: Path, kept: Keep) -> None:
+    """Makes `kept` what the workspace keeps; every process goes by it from its next eviction on."""
+    describe(path)
+    with os_errors("writing", path / "workspace.json"):
+        data = json.loads((path / "workspace.json").read_bytes())
+        replace_file(path / "workspace.json", json.dumps({**data, "keep": kept.to_dict()}).encode())
 
 
 def fix_schema(path: Path, schema: Schema) -> None:
@@ -154,7 +173,10 @@ def live_writers(path: Path) -> list[int]:
     for folder in sorted(log.iterdir()) if log.is_dir() else ():
         if not (folder / "lock").exists() or (folder / "sealed.json").exists():
             continue
-        fd = try_lock(folder / "lock")
+        try:
+            fd = try_lock(folder / "lock")
+        except FileNotFoundError:
+            continue  # evicted meanwhile
         if fd is None:
             out.append(int(folder.name, 16))
         else:

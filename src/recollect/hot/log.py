@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import bisect
 import json
+import mmap
 import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from recollect.errors import CorruptionError
+from recollect.errors import CorruptionError, NotFound, StoreError
+from recollect.hot.first import First, read_first
 from recollect.hot.seal import read_seal
 from recollect.hot.segment import ROWS_MASK, Segment
 from recollect.hot.tails import TailFile, read_tails
@@ -23,6 +29,8 @@ class WriterLog:
     Attributes:
         writer: the writer's id.
         rows, facts: published counts.
+        first: where the log begins now; what is before it was evicted.
+        gone: whether all of it was evicted, the folder too.
         sealed: whether the log will never grow again.
     """
 
@@ -31,8 +39,15 @@ class WriterLog:
         self.writer = int(folder.name, 16)
         self.segments: list[Segment] = []
         self.rows = self.facts = 0
+        self.first = First()
+        self.gone = False
         self.sealed = False
         self._facts: list[Fact] = []
+        self._parsed = 0
+        """Facts below it are in `_facts`, or were evicted."""
+        self._past: list[_Past] = []
+        self.unlinked: list[weakref.ref[mmap.mmap]] = []
+        """Maps of evicted segments; while one lives, so does its disk space."""
         self._lock = threading.RLock()
 
     def refresh(self) -> None:
@@ -45,6 +60,7 @@ class WriterLog:
             return
         seal = read_seal(self.folder)
         if not self.segments:
+            self._begin_at(read_first(self.folder))
             self._open_next()
         while self.segments:
             last, word = self.segments[-1], self.segments[-1].word
@@ -55,42 +71,99 @@ class WriterLog:
             if not ((more or last.rolled) and self._open_next()):
                 break
         if seal is not None:
-            self.rows, self.facts = min(self.rows, seal["rows"]), min(self.facts, seal["facts"])
+            if self.segments:
+                self.rows, self.facts = min(self.rows, seal["rows"]), min(self.facts, seal["facts"])
             self.sealed = True
 
     @property
     def agent(self) -> str:
         """The name its writer was given."""
-        return self.segments[0].header.agent if self.segments else ""
+        return self.segments[0].header.agent if self.segments else self.first.agent
 
     @property
     def durable_rows(self) -> int:
         """Rows that a completed sync covered. A sealed log was flushed whole before its seal."""
         if self.sealed:
             return self.rows
-        done = 0
+        done = self.first.row
         for segment in self.segments:
             rows = segment.durable_word & ROWS_MASK
             done = max(done, segment.header.first_row + rows if rows else 0)
         return min(done, self.rows)
 
+    @property
+    def kept_facts(self) -> int:
+        """Facts that are still readable: those of the segments, and those carried over from evicted ones."""
+        return 0 if self.gone else self.facts - self.first.fact + len(self.first.facts)
+
     def _open_next(self) -> bool:
-        path = self.folder / f"{len(self.segments):08d}.seg"
-        if not path.exists():
-            return False
-        self.segments.append(Segment.open_(path, self.layout))
-        return True
+        while True:
+            number = self.segments[-1].header.index + 1 if self.segments else self.first.segment
+            try:
+                segment = Segment.open_(self.folder / f"{number:08d}.seg", self.layout)
+            except StoreError as e:
+                if not isinstance(e.__cause__, FileNotFoundError):
+                    raise
+                # It is not there yet, or not any more: then the log begins later than we knew.
+                first = read_first(self.folder)
+                if first.segment <= number:
+                    return False
+                self._begin_at(first)
+                continue
+            self.segments.append(segment)
+            return True
+
+    # -- eviction ------------------------------------------------------------------------------------------
+
+    def notice(self, tick: int, *, gone: bool) -> None:
+        """Looks where the log begins now. What was evicted stays readable here until `release(tick)`."""
+        with self._lock:
+            if gone or not self.folder.is_dir():
+                end = First(1 << 62, self.rows, self.facts, self.first.agent)
+                self._begin_at(end, tick)
+                self.gone = self.sealed = True
+                return
+            self._begin_at(read_first(self.folder), tick)
+            if not self.sealed:
+                self._refresh()
+
+    def release(self, tick: int) -> None:
+        """Lets go of what was noticed as evicted at `tick` or before."""
+        with self._lock:
+            self._past = [p for p in self._past if p.tick > tick]
+
+    @property
+    def is_held(self) -> bool:
+        """Whether evicted segments are still readable here."""
+        return bool(self._past)
+
+    def _begin_at(self, first: First, tick: int = 0) -> None:
+        if first == self.first:
+            return
+        ends = [s.header.first_row for s in self.segments[1:]] + [self.rows]
+        for segment, stop in zip(self.segments, ends, strict=bool(self.segments)):
+            if segment.header.index < first.segment:
+                self._past.append(_Past(tick, segment, segment.header.first_row, stop))
+                self.unlinked.append(weakref.ref(segment.map))
+        self.segments = [s for s in self.segments if s.header.index >= first.segment]
+        self._facts = [*first.facts, *(f for f in self._facts if f.seq >= first.fact)]
+        self._parsed = max(self._parsed, first.fact)
+        self.rows, self.facts = max(self.rows, first.row), max(self.facts, first.fact)
+        self.first = first
+
+    # -- rows ----------------------------------------------------------------------------------------------
 
     def pieces(self, start: int, stop: int) -> list[tuple[Block, int, int]]:
-        """The blocks that hold rows `start` to `stop`, in order."""
-        out = []
-        for k, segment in enumerate(self.segments):
-            first = segment.header.first_row
-            end = self.segments[k + 1].header.first_row if k + 1 < len(self.segments) else self.rows
-            low, high = max(start, first), min(stop, end)
-            if low < high:
-                out.append((segment.block, low - first, high - first))
+        """The blocks that hold rows `start` to `stop`, in order.
+
+        Raises:
+            NotFound: rows that were evicted.
+            CorruptionError: rows that are not there.
+        """
+        out = list(self._blocks(start, stop))
         if sum(b - a for _, a, b in out) != max(0, stop - start):
+            if start < self.first.row:
+                raise NotFound(f"rows {start} to {min(stop, self.first.row)} of writer {self.writer} were evicted")
             raise CorruptionError(
                 f"writer {self.writer} has no rows {start} to {stop}",
                 value=self.rows,
@@ -98,25 +171,49 @@ class WriterLog:
             )
         return out
 
-    def read_facts(self, stop: int) -> list[Fact]:
-        """Facts below `stop`, parsed once per process."""
-        with self._lock:
-            return self._read_facts(stop)
+    def _blocks(self, start: int, stop: int) -> Iterator[tuple[Block, int, int]]:
+        """What is readable here of rows `start` to `stop`."""
+        segments = self.segments
+        ends = [s.header.first_row for s in segments[1:]] + [self.rows]
+        spans = [(p.segment, p.start, p.stop) for p in self._past]
+        spans += [(s, s.header.first_row, end) for s, end in zip(segments, ends, strict=bool(segments))]
+        for segment, first, end in spans:
+            low, high = max(start, first), min(stop, end)
+            if low < high:
+                yield segment.block, low - first, high - first
 
-    def _read_facts(self, stop: int) -> list[Fact]:
-        for k, segment in enumerate(self.segments):
-            if len(self._facts) >= stop:
-                break
-            first = segment.header.first_fact
-            end = self.segments[k + 1].header.first_fact if k + 1 < len(self.segments) else self.facts
-            if end <= len(self._facts):
-                continue
-            for row in range(len(self._facts) - first, min(stop, end) - first):
-                self._facts.append(_parse(segment, row))
-        return self._facts[:stop]
+    # -- facts ---------------------------------------------------------------------------------------------
+
+    def read_facts(self, stop: int, start: int = 0) -> list[Fact]:
+        """Facts from `start` and below `stop` that are still there, parsed once per process."""
+        with self._lock:
+            self._facts += _parse_all(self._fact_spans(stop), self._parsed)
+            self._parsed = max(self._parsed, min(stop, self.facts))
+            low, high = (bisect.bisect_left(self._facts, n, key=lambda f: f.seq) for n in (start, stop))
+            return self._facts[low:high]
+
+    def later_facts(self, stop: int) -> Callable[[], list[Fact]]:
+        """Reads the facts below `stop` that are there now, whenever it is called and whatever was evicted by then."""
+        with self._lock:
+            first, spans = self.first, self._fact_spans(stop)
+
+        def read() -> list[Fact]:
+            with self._lock:
+                if self.first is first:
+                    return self.read_facts(stop)
+            return [*(f for f in first.facts if f.seq < stop), *_parse_all(spans, first.fact)]
+
+        return read
+
+    def _fact_spans(self, stop: int) -> list[tuple[Segment, int]]:
+        """Segments, and up to which fact of the log each is to be read."""
+        ends = [s.header.first_fact for s in self.segments[1:]] + [self.facts]
+        return [(s, min(stop, end)) for s, end in zip(self.segments, ends, strict=bool(self.segments))]
 
     def has_step_facts(self, stop: int) -> bool:
         """Whether any fact below `stop` is about a step rather than an episode."""
+        if any(f.step is not None and f.seq < stop for f in self.first.facts):
+            return True
         for segment in self.segments:
             count = min(stop - segment.header.first_fact, len(segment.facts))
             if count > 0 and (segment.facts["step_seq"][:count] >= 0).any():
@@ -127,7 +224,7 @@ class WriterLog:
         """Observations that follow the given steps of this writer: from the tail slots, or from the successors that
         overwrote them. Each record carries the id of the step that it follows."""
         with self._lock:
-            files = [TailFile.open_(p, self.layout) for p in sorted(self.folder.glob("*.tails"))]
+            files = self._tail_files()
             found, block = read_tails(files, ids, self.layout)
             have = set(found.tolist())
             lost = [i for i in ids.tolist() if i not in have]
@@ -144,11 +241,19 @@ class WriterLog:
         joined.records["flags"] = FINAL
         return ids, joined
 
+    def _tail_files(self) -> list[TailFile]:
+        try:
+            return [TailFile.open_(p, self.layout) for p in sorted(self.folder.glob("*.tails"))]
+        except StoreError as e:
+            if isinstance(e.__cause__, FileNotFoundError):
+                return []  # the log was evicted as a whole
+            raise
+
     def _successor(self, seq: int) -> Block | None:
         """The row after step `seq` of the same episode, as a block of one, None when there is none in this log."""
         (block, row, _) = self.pieces(seq, seq + 1)[0]
         mine = block.records[row]
-        for piece, start, stop in self.pieces(seq + 1, self.rows):
+        for piece, start, stop in self._blocks(seq + 1, self.rows):
             records = piece.records[start:stop]
             hit = np.flatnonzero(
                 (records["episode"] == mine["episode"]) & (records["episode_writer"] == mine["episode_writer"])
@@ -157,6 +262,24 @@ class WriterLog:
                 at = start + int(hit[0])
                 return Block(piece.records[at : at + 1], piece.planes, piece.heap, piece.owner)
         return None
+
+
+class _Past(NamedTuple):
+    """An evicted segment that somebody here may still read: its rows, and when it was noticed."""
+
+    tick: int
+    segment: Segment
+    start: int
+    stop: int
+
+
+def _parse_all(spans: Iterable[tuple[Segment, int]], start: int) -> list[Fact]:
+    """The facts from `start` on, each segment up to its own stop."""
+    out = []
+    for segment, stop in spans:
+        first = segment.header.first_fact
+        out += [_parse(segment, seq - first) for seq in range(max(start, first), stop)]
+    return out
 
 
 def _parse(segment: Segment, row: int) -> Fact:

@@ -7,13 +7,15 @@ log is cut at the first bad one (design/0003).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from recollect.errors import CorruptionError
+from recollect.errors import CorruptionError, StoreError
 from recollect.hot.files import boot_id, os_errors, try_lock
+from recollect.hot.first import read_first
 from recollect.hot.seal import seal
 from recollect.hot.segment import ROWS_MASK, Segment
 from recollect.records.layout import Layout, column, frame_rows
@@ -43,9 +45,12 @@ def recover(folder: Path, layout: Layout) -> list[Recovery]:
     if not folder.is_dir():
         return out
     for path in sorted(folder.iterdir()):
-        if not (path / "lock").exists() or (path / "sealed.json").exists():
+        if path.name.startswith(".") or not (path / "lock").exists() or (path / "sealed.json").exists():
             continue
-        lock = try_lock(path / "lock")
+        try:
+            lock = try_lock(path / "lock")
+        except FileNotFoundError:
+            continue  # evicted meanwhile
         if lock is None:
             continue
         try:
@@ -59,11 +64,18 @@ def recover(folder: Path, layout: Layout) -> list[Recovery]:
 def _recover_one(folder: Path, layout: Layout) -> Recovery:
     for leftover in folder.glob(".*.new"):
         leftover.unlink(missing_ok=True)
-    rows = facts = lost = 0
+    first = read_first(folder)
+    rows, facts, lost = first.row, first.fact, 0
     verified, whole = False, True
     for path in sorted(folder.glob("*.seg")):
+        if int(path.stem) < first.segment:
+            continue
         try:
             segment = Segment.open_(path, layout)
+        except StoreError:
+            if read_first(folder) == first:
+                raise
+            return _recover_one(folder, layout)  # an eviction moved the beginning meanwhile
         except CorruptionError:
             whole = False
             continue
@@ -85,7 +97,7 @@ def _recover_one(folder: Path, layout: Layout) -> Recovery:
         lost += max(0, published[0] - good[0])
         whole = good == published
     for item in [*folder.glob("*.seg"), *folder.glob("*.tails")]:
-        with os_errors("syncing", item):
+        with os_errors("syncing", item), contextlib.suppress(FileNotFoundError):
             fd = os.open(item, os.O_RDONLY)
             try:
                 os.fsync(fd)

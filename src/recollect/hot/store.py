@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import threading
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from recollect.errors import NotFound
+from recollect.hot.evicted import Evicted, read_evicted, signature
 from recollect.hot.log import WriterLog
+from recollect.hot.targets import read_home
 from recollect.records.block import Block, join_rows
 from recollect.records.build import Changed, build_view, unchanged
 from recollect.records.layout import Layout
@@ -25,40 +31,118 @@ class HotStore:
         self._lock = threading.RLock()
         self._latest = FactIndex()
         self._indexed: dict[int, int] = {}
+        self.evicted = Evicted()
+        self._seen: tuple[int, int] | None = None
+        self._tick = 0
+        self._pins: dict[object, int] = {}
+        self._unlinked: list[weakref.ref[mmap.mmap]] = []
 
     def refresh(self) -> None:
         """Looks for new writers and at every live writer's counter."""
         with self._lock:
+            self._notice()
             if self.folder.is_dir():
                 for path in self.folder.iterdir():
                     writer = -1 if path.name.startswith(".") else int(path.name, 16)
-                    if writer >= 0 and writer not in self.logs and (path / "00000000.seg").exists():
+                    if writer >= 0 and writer not in self.logs and self._begins(path, writer):
                         self.logs[writer] = WriterLog(path, self.layout)
             for log in self.logs.values():
                 log.refresh()
 
+    def _begins(self, path: Path, writer: int) -> bool:
+        """Whether there is a log in a writer's folder, and it is not about to go."""
+        there = (path / "00000000.seg").exists() or (path / "first.json").exists()
+        return there and writer not in self.evicted.leaving
+
     def cut(self) -> Cut:
         """What is published now, writers in the order of their ids."""
-        self.refresh()
-        logs = [self.logs[w] for w in sorted(self.logs)]
-        return Cut(
-            tuple(Extent(log.writer, 0, log.rows) for log in logs if log.rows),
-            tuple((log.writer, log.facts) for log in logs if log.facts),
-        )
+        return self.state()[0]
+
+    def state(self) -> tuple[Cut, dict[int, int], int]:
+        """What is published now, where each log begins, and the rows of the logs that are gone: all of one moment."""
+        with self._lock:
+            self.refresh()
+            logs = [self.logs[w] for w in sorted(self.logs) if not self.logs[w].gone]
+            cut = Cut(
+                tuple(Extent(log.writer, log.first.row, log.rows) for log in logs if log.rows > log.first.row),
+                tuple((log.writer, log.facts) for log in logs if log.facts),
+            )
+            return cut, {log.writer: log.first.row for log in logs}, self.evicted.rows
 
     def log(self, writer: int) -> WriterLog:
         if writer not in self.logs:
             self.refresh()
         if writer not in self.logs:
-            raise NotFound(f"no writer {writer} in workspace {self.name!r}")
+            known = f"; {self.evicted.writers} others were evicted whole" if self.evicted.writers else ""
+            raise NotFound(f"no writer {writer} in workspace {self.name!r}{known}", remedy=self.elsewhere())
         return self.logs[writer]
+
+    # -- eviction ------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[None]:
+        """While it lasts, what a cut made within names can be read, whatever is evicted meanwhile."""
+        token = object()
+        with self._lock:
+            self._pins[token] = self._tick
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._pins[token]
+                self._release()
+
+    def look_again(self) -> None:
+        """Reads every log's beginning anew."""
+        with self._lock:
+            self._seen = (-1, -1)
+            self.refresh()
+
+    @property
+    def unlinked_bytes(self) -> int:
+        """Disk space of evicted segments that maps of this process still hold, those of views included."""
+        return sum(len(m) for ref in self._unlinked if (m := ref()) is not None)
+
+    def _notice(self) -> None:
+        """Looks whether anything was evicted: one `stat`, as long as nothing was."""
+        seen = signature(self.folder)
+        if seen == self._seen:
+            return
+        self._seen, self._tick = seen, self._tick + 1
+        self.evicted = read_evicted(self.folder)
+        for log in self.logs.values():
+            log.notice(self._tick, gone=log.writer in self.evicted.leaving)
+            self._unlinked += log.unlinked
+            log.unlinked.clear()
+        self._unlinked = [ref for ref in self._unlinked if ref() is not None]
+        self._latest, self._indexed = FactIndex(), {}
+        self._release()
+
+    def _release(self) -> None:
+        tick = min(self._pins.values(), default=self._tick)
+        for log in list(self.logs.values()):
+            log.release(tick)
+            if log.gone and not log.is_held:
+                del self.logs[log.writer]
+
+    def elsewhere(self) -> str | None:
+        """Where evicted rows can be found; None as long as nothing was evicted."""
+        if self._seen is None:
+            return None
+        home = read_home(self.folder.parent)
+        return None if home is None else f"Rows that were promoted are in the home buffer {home!r}"
+
+    # -- rows and facts ------------------------------------------------------------------------------------
 
     def facts(self, stops: tuple[tuple[int, int], ...]) -> list[Fact]:
         """Every fact of a cut, writer by writer."""
-        out: list[Fact] = []
-        for writer, stop in stops:
-            out += self.log(writer).read_facts(stop)
-        return out
+        return [fact for log, stop in self._fact_logs(stops) for fact in log.read_facts(stop)]
+
+    def _fact_logs(self, stops: tuple[tuple[int, int], ...]) -> list[tuple[WriterLog, int]]:
+        """The logs that hold a cut's facts. One that is gone held none about rows that are there."""
+        if any(writer not in self.logs for writer, _ in stops):
+            self.refresh()
+        return [(self.logs[writer], stop) for writer, stop in stops if writer in self.logs]
 
     def index(self, stops: tuple[tuple[int, int], ...]) -> FactIndex:
         """The facts of a cut, and no others."""
@@ -67,15 +151,15 @@ class HotStore:
     def latest_facts(self, stops: tuple[tuple[int, int], ...]) -> FactIndex:
         """One index that grows: the facts of a cut, and whatever was asked for since. For recall, not for views."""
         with self._lock:
-            for writer, stop in stops:
-                for fact in self.log(writer).read_facts(stop)[self._indexed.get(writer, 0) :]:
+            for log, stop in self._fact_logs(stops):
+                for fact in log.read_facts(stop, self._indexed.get(log.writer, 0)):
                     self._latest.add(fact)
-                self._indexed[writer] = max(stop, self._indexed.get(writer, 0))
+                self._indexed[log.writer] = max(stop, self._indexed.get(log.writer, 0))
             return self._latest
 
     def _changed(self, stops: tuple[tuple[int, int], ...]) -> Changed:
         """What lays the cut's step facts over its rows; nothing where it has none."""
-        if any(self.log(writer).has_step_facts(stop) for writer, stop in stops):
+        if any(log.has_step_facts(stop) for log, stop in self._fact_logs(stops)):
             return overlay
         return unchanged
 
@@ -92,18 +176,25 @@ class HotStore:
         return np.concatenate(found), join_rows(self.layout, parts)
 
     def pieces(self, extents: tuple[Extent, ...]) -> list[tuple[Block, int, int]]:
-        """The blocks of a list of extents, in order."""
-        return [piece for e in extents for piece in self.log(e.writer).pieces(e.start, e.stop)]
+        """The blocks of a list of extents, in order. Raises NotFound for rows that were evicted."""
+        try:
+            return [piece for e in extents for piece in self.log(e.writer).pieces(e.start, e.stop)]
+        except NotFound as e:
+            if e.remedy is None:
+                raise NotFound(f"{e.message} from workspace {self.name!r}", remedy=self.elsewhere()) from None
+            raise
 
     def view(self, cut: Cut | None = None) -> View:
-        """An immutable view of a cut, of all that is published when None."""
-        cut = self.cut() if cut is None else cut
-        return build_view(
-            self.layout,
-            cut,
-            self.pieces(cut.extents),
-            self.tails,
-            lambda: self.index(cut.facts),
-            self._changed(cut.facts),
-            self.name,
-        )
+        """An immutable view of a cut, of all that is published when None. Raises NotFound for evicted rows."""
+        with self.pinned():
+            cut = self.cut() if cut is None else cut
+            facts = [log.later_facts(stop) for log, stop in self._fact_logs(cut.facts)]
+            return build_view(
+                self.layout,
+                cut,
+                self.pieces(cut.extents),
+                self.tails,
+                lambda: FactIndex.of(fact for read in facts for fact in read()),
+                self._changed(cut.facts),
+                self.name,
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,10 +41,12 @@ class Writer:
         agent: str = "",
         durability: Durability = "interval",
         mask: Masker = keep,
+        on_roll: Callable[[], None] | None = None,
     ) -> None:
         self.layout, self.agent, self.durability = layout, agent, durability
         self._mask = mask
         self._log = GrowingLog(folder, layout, agent, durability)
+        self._log.on_roll = on_roll
         self.id = self._log.id
         fields = FieldWriters(layout, mask)
         self._single = StepAppender(self._log, fields)
@@ -154,6 +156,10 @@ class Writer:
                 power cut, and no later sync could tell.
         """
         self._log.sync()
+
+    def let_go(self, segment: int) -> None:
+        """Says that segments below the given number were evicted, so that the next roll gives up their maps."""
+        self._log.evicted_below = segment
 
     @property
     def usable(self) -> bool:

@@ -26,7 +26,7 @@ from recollect.cold.location import Location
 from recollect.errors import AlreadyExists, ArgumentError, ConflictError, NotFound, StoreError
 from recollect.hot.files import locked
 from recollect.hot.store import HotStore
-from recollect.promote.plan import Mark, Plan, plan, watermark
+from recollect.promote.plan import Mark, Plan, missing, plan, watermark
 from recollect.promote.statistics import Statistics
 from recollect.records.block import Block
 from recollect.records.build import build_view, unchanged
@@ -49,6 +49,10 @@ class Snapshot:
         rows_added, facts_added: what this call promoted; both 0 when there was nothing new.
         rows: rows of the version.
         created: whether the buffer was created.
+        gap_rows: rows that were evicted before this buffer got them, and that no earlier snapshot to it had named;
+            `gap_facts` facts that this one would have promoted and that were evicted with their episodes.
+        evicted_rows: rows that the workspace let go afterwards, since its home buffer holds them now.
+        note: why nothing could be let go, "" where it could.
         cut: what was promoted; what the workspace held where that was nothing new; None where it holds nothing.
         seconds: wall time.
         message: one line for people.
@@ -64,6 +68,10 @@ class Snapshot:
     cut: Cut | None
     seconds: float
     message: str
+    gap_rows: int = 0
+    gap_facts: int = 0
+    evicted_rows: int = 0
+    note: str = ""
 
 
 def snapshot(
@@ -90,7 +98,7 @@ def snapshot(
     check_tag(tag)
     started = time.perf_counter()
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with locked(lock):
+    with locked(lock), store.pinned():
         return _Promotion(store, workspace, location, tag, progress, started).run()
 
 
@@ -122,9 +130,11 @@ class _Promotion:
         self.staged_at = 0.0
         self.attempts: dict[str, Plan] = {}
         """Promotion id → what it holds, for every commit tried: a refusal may be the echo of our own success."""
+        self.firsts: dict[int, int] = {}
+        self.gone_rows = self.gap_rows = self.gap_facts = 0
 
     def run(self) -> Snapshot:
-        cut = self.store.cut()
+        cut, self.firsts, self.gone_rows = self.store.state()
         data = self._open(create=bool(cut.extents or cut.facts))
         if data is None:
             return nothing_to_promote(self.location)
@@ -137,6 +147,9 @@ class _Promotion:
             if finished is not None and finished.tag == self.tag:
                 return self._finished_earlier(data.version_of(finished), finished)
             todo = plan(cut, watermark(chain))
+            self.gap_rows = self._missing(chain) - max(
+                (p.record.get("missing_rows", 0) for p in self._mine(chain)), default=0
+            )
             landed = [p for p in chain if p.id in self.attempts]
             if landed:
                 found = data.version_of(landed[-1])
@@ -160,6 +173,12 @@ class _Promotion:
             f"snapshot to {self.location.uri!r}: others committed first {ATTEMPTS} times",
             remedy="Run it again; nothing was lost and nothing was added twice",
         )
+
+    def _mine(self, chain: list[Promotion]) -> list[Promotion]:
+        return [p for p in chain if p.workspace == self.workspace]
+
+    def _missing(self, chain: list[Promotion]) -> int:
+        return missing(self.firsts, self.gone_rows, chain, self.workspace)
 
     def _open(self, *, create: bool) -> Datasets | None:
         """The buffer, created where there is none and something to put into it."""
@@ -250,7 +269,8 @@ class _Promotion:
                     self.progress(done, total)
 
     def _facts_table(self, todo: Plan, stage: str) -> Any:
-        facts = [f for w, start, stop in todo.facts for f in self.store.log(w).read_facts(stop)[start:]]
+        facts = [f for w, start, stop in todo.facts for f in self.store.log(w).read_facts(stop, start)]
+        self.gap_facts = sum(stop - start for _, start, stop in todo.facts) - len(facts)
         return pa.table(
             {
                 "stage": [stage] * len(facts),
@@ -305,12 +325,16 @@ class _Promotion:
             total.add_returns(self.store.pieces(todo.extents))
         marks = watermark(chain) | {e.writer: Mark(e.stop) for e in todo.extents}
         finished = {w for w, log in self.store.logs.items() if log.sealed and marks.get(w, Mark()).rows == log.rows}
+        finished |= {int(w) for p in self._mine(chain) for w, _, _ in p.record["extents"]} - self.store.logs.keys()
         total.close_writers(finished)
         name = uuid.uuid4().hex
         self.attempts[name] = todo
         record = {
             "extents": [[str(e.writer), e.start, e.stop] for e in todo.extents],
             "facts": [[str(w), a, b] for w, a, b in todo.facts],
+            "gaps": [[str(e.writer), e.start, e.stop] for e in todo.gaps],
+            "missing_rows": self._missing(chain),
+            "missing_facts": self.gap_facts,
             "statistics": total.to_dict(),
             "schema": self.layout.schema.fingerprint,
             "lineage": {"pid": os.getpid(), "workspace_name": self.store.name},
@@ -350,6 +374,7 @@ class _Promotion:
 
     def _nothing_new(self, data: Datasets, chain: list[Promotion], cut: Cut, tagged: int | None) -> Snapshot:
         version = int(data.steps.version) if tagged is None else tagged
+        gap = f"; {self.gap_rows:,} rows were evicted before they came here" if self.gap_rows else ""
         if chain and tagged is None:
             self._tag(data, version)
         held = [p for p in chain if p.base_version + 1 == tagged] if tagged is not None else chain
@@ -365,7 +390,8 @@ class _Promotion:
             cut if chain else None,
             time.perf_counter() - self.started,
             f"nothing new to promote; {self.location.uri} stays at version {version}"
-            f"{f' ({self.tag})' if self.tag else ''} with {rows:,} rows",
+            f"{f' ({self.tag})' if self.tag else ''} with {rows:,} rows{gap}",
+            gap_rows=self.gap_rows,
         )
 
     def _finished_earlier(self, version: int, promotion: Promotion) -> Snapshot:
@@ -385,9 +411,10 @@ class _Promotion:
 
     def _result(self, version: int, todo: Plan, total: int, cut: Cut) -> Snapshot:
         seconds = time.perf_counter() - self.started
-        facts = sum(stop - start for _, start, stop in todo.facts)
+        facts = sum(stop - start for _, start, stop in todo.facts) - self.gap_facts
         named = f" ({self.tag})" if self.tag else ""
         made = "created " if self.created else ""
+        gap = f"; {self.gap_rows:,} rows before them were evicted and are not here" if self.gap_rows else ""
         return Snapshot(
             self.location.uri,
             version,
@@ -399,7 +426,9 @@ class _Promotion:
             Cut(todo.extents, tuple((w, stop) for w, _, stop in todo.facts)),
             seconds,
             f"{made}{self.location.uri} version {version}{named}: {todo.rows:,} rows added, {total:,} in all, "
-            f"{todo.rows / max(seconds, 1e-9):,.0f} rows/s",
+            f"{todo.rows / max(seconds, 1e-9):,.0f} rows/s{gap}",
+            gap_rows=self.gap_rows,
+            gap_facts=self.gap_facts,
         )
 
 

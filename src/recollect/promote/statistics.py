@@ -146,13 +146,14 @@ class Statistics:
     def add_returns(self, pieces: Sequence[tuple[Block, int, int]]) -> None:
         """Counts the episodes that end in the new rows; sums of those that don't are kept until they do.
 
-        A null reward adds nothing; a NaN makes the return NaN, which is counted as such.
+        A null reward adds nothing; a NaN makes the return NaN, which is counted as such. An episode that lacks steps,
+        because they were evicted before their promotion, has no known return and is not counted.
         """
         leaf = self.layout.schema.role("reward")
         if leaf is None or not is_inline(leaf.field) or leaf.field.shape != ():  # type: ignore[union-attr]
             return
         rows = PackedRows(self.layout, pieces, ())
-        group, _, flags, keys, _, _ = group_by_episode(rows)
+        group, index, flags, keys, _, _ = group_by_episode(rows)
         steps = np.flatnonzero((group >= 0) & ((flags & lay.FINAL) == 0))
         with np.errstate(invalid="ignore"):
             rewards = rows.gather(steps, (leaf.path,))[leaf.path].astype(np.float64)
@@ -161,12 +162,17 @@ class Statistics:
         totals = np.bincount(member, rewards, len(keys))
         counts = np.bincount(member, minlength=len(keys))
         over = np.bincount(member, (flags[steps] & (lay.TERMINATED | lay.TRUNCATED)) != 0, len(keys)) > 0
+        first, last = np.full(len(keys), np.iinfo(np.int64).max), np.full(len(keys), -1)
+        np.minimum.at(first, member, index[steps])
+        np.maximum.at(last, member, index[steps])
+        lacking = last - first + 1 != counts
         done: list[tuple[float, float]] = []
-        for key, total, count, ended in zip(
-            keys.tolist(), totals.tolist(), counts.tolist(), over.tolist(), strict=True
-        ):
+        columns = (keys, totals, counts, over, first, lacking)
+        for key, total, count, ended, start, holes in zip(*(c.tolist() for c in columns), strict=True):
             name = f"{key[0]}.{key[1]}"
             before = self.open.pop(name, [0.0, 0.0])
+            if count and (holes or start != before[1]):
+                continue
             if ended:
                 done.append((total + before[0], count + before[1]))
             else:

@@ -16,6 +16,11 @@ def recent(store: HotStore, k: int) -> Hits:
     """The newest `k` steps over all writers, newest first. Reads only the ends of the logs."""
     if not isinstance(k, int) or k < 1:
         raise ArgumentError("recent() takes a whole number of at least 1", value=k)
+    with store.pinned():
+        return _recent(store, k)
+
+
+def _recent(store: HotStore, k: int) -> Hits:
     cut = store.cut()
     ends: list[tuple[int, int, int]] = []
     lowest: dict[int, int] = {}
@@ -53,6 +58,11 @@ def episode(store: HotStore, name: str | EpisodeKey | StepId) -> EpisodeRecord:
     Raises:
         NotFound: no such episode.
     """
+    with store.pinned():
+        return _episode(store, name)
+
+
+def _episode(store: HotStore, name: str | EpisodeKey | StepId) -> EpisodeRecord:
     cut = store.cut()
     key = resolve(store, cut, name)
     writers = {key.writer} | {f.writer for f in store.latest_facts(cut.facts).history.get(key, [])}
@@ -60,7 +70,7 @@ def episode(store: HotStore, name: str | EpisodeKey | StepId) -> EpisodeRecord:
     view = store.view(own)
     slots = view.episodes.rows_of(key)
     if not len(slots) and key not in view.facts.episodes:
-        raise NotFound(f"no episode {name!r} in workspace {store.name!r}")
+        raise _no_episode(store, name)
     return EpisodeRecord(view, key, slots)
 
 
@@ -74,7 +84,9 @@ def resolve(store: HotStore, cut: Cut, name: str | EpisodeKey | StepId) -> Episo
                 block, row, _ = store.log(name.writer).pieces(name.seq, name.seq + 1)[0]
                 record = block.records[row]
                 return EpisodeKey(int(record["episode_writer"]), int(record["episode"]))
-        raise NotFound(f"no step {name} in workspace {store.name!r}")
+        if name.writer in store.logs and 0 <= name.seq < store.logs[name.writer].first.row:
+            raise NotFound(f"step {name} was evicted from workspace {store.name!r}", remedy=store.elsewhere())
+        raise NotFound(f"no step {name} in workspace {store.name!r}", remedy=store.elsewhere())
     keys = store.latest_facts(cut.facts).keys_of(name)
     if keys:
         return keys[-1]
@@ -89,6 +101,11 @@ def resolve(store: HotStore, cut: Cut, name: str | EpisodeKey | StepId) -> Episo
 
 def require_episode(store: HotStore, key: EpisodeKey, name: object) -> None:
     """Raises NotFound unless the workspace holds a row or a fact of the episode."""
+    with store.pinned():
+        _require_episode(store, key, name)
+
+
+def _require_episode(store: HotStore, key: EpisodeKey, name: object) -> None:
     cut = store.cut()
     if key in store.latest_facts(cut.facts).episodes:
         return
@@ -97,4 +114,8 @@ def require_episode(store: HotStore, key: EpisodeKey, name: object) -> None:
             rows = block.records[start:stop]
             if ((rows["episode"] == key.counter) & (rows["episode_writer"] == key.writer)).any():
                 return
-    raise NotFound(f"no episode {name!r} in workspace {store.name!r}")
+    raise _no_episode(store, name)
+
+
+def _no_episode(store: HotStore, name: object) -> NotFound:
+    return NotFound(f"no episode {name!r} in workspace {store.name!r}", remedy=store.elsewhere())

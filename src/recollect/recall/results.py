@@ -122,14 +122,17 @@ class EpisodeRecord:
         if is_heap(leaf.field):
             return [decode_heap(leaf, b) for b in rows.heap_values(self._slots, name)]
         if isinstance(leaf.field, Frames) and leaf.field.stack > 1:
-            return np.stack([value_at(self._view, int(s), leaf) for s in self._slots])
+            return np.stack([value_at(self._view, int(s), leaf, padded=True) for s in self._slots])
         return rows.gather(self._slots, (name,))[name]
 
     def valid(self, name: str) -> NDArray[np.bool_]:
-        """`[T]` bool: where an optional field is not null. Null integers read as 0, null floats as NaN."""
+        """`[T]` bool: where an optional field is not null, and a frame stack does not reach back to steps that were
+        evicted. Null integers read as 0, null floats as NaN; missing planes as padding."""
         if name not in self._view.schema.by_path:
             raise NotFound(f"no field {name!r}", remedy=f"Fields: {', '.join(self._view.schema.by_path)}")
-        return self._rows.valid(self._slots, name)
+        field = self._view.schema.by_path[name].field
+        whole = ~_cut_off(self._view, self._slots, field.stack if isinstance(field, Frames) else 1)
+        return self._rows.valid(self._slots, name) & whole
 
     def keys(self) -> list[str]:
         """Top-level names of the fields, and the two ends."""
@@ -145,8 +148,9 @@ class EpisodeRecord:
         return f"EpisodeRecord(id={self.id!r}, steps={len(self)}, facts={self.facts})"
 
 
-def value_at(view: View, slot: int, leaf: Leaf, *, after: int = -1) -> Any:
-    """One field of one row. For a row outside its episode's order, `after` is the step it follows."""
+def value_at(view: View, slot: int, leaf: Leaf, *, after: int = -1, padded: bool = False) -> Any:
+    """One field of one row. For a row outside its episode's order, `after` is the step it follows. A frame stack that
+    reaches back to steps that were evicted is None, or padded as if the episode began there."""
     rows = _packed(view)
     at = np.array([slot], np.int64)
     if is_heap(leaf.field):
@@ -157,6 +161,8 @@ def value_at(view: View, slot: int, leaf: Leaf, *, after: int = -1) -> Any:
         value = rows.gather(at, (leaf.path,))[leaf.path][0]
         return value.item() if np.ndim(value) == 0 else value
     base, shift = (after, 1) if after >= 0 else (slot, 0)
+    if _cut_off(view, np.array([base], np.int64), leaf.field.stack - shift)[0] and not padded:
+        return None
     start = np.array([base], np.int64)
     newest, planes = at, [at]
     for k in range(1, leaf.field.stack):
@@ -166,6 +172,20 @@ def value_at(view: View, slot: int, leaf: Leaf, *, after: int = -1) -> Any:
         newest = back
         planes.insert(0, back)
     return rows.gather(np.concatenate(planes), (leaf.path,))[leaf.path]
+
+
+def _cut_off(view: View, slots: Slots, depth: int) -> NDArray[np.bool_]:
+    """`[n]`: where `depth` planes reach back before a run that does not begin its episode."""
+    e = view.episodes
+    if depth < 2 or not len(slots):
+        return np.zeros(len(slots), np.bool_)
+    run = e.run[slots]
+    start = e.run_start[np.maximum(run, 0)]
+    heads = start if e.slot is None else e.slot[start]
+    rank = slots if e.rank is None else e.rank[slots]
+    before = _packed(view).gather(heads, ("step",))["step"]
+    out: NDArray[np.bool_] = (run >= 0) & (before > 0) & (rank - start < depth - 1)
+    return out
 
 
 def decode_heap(leaf: Leaf, raw: bytes | None) -> Any:

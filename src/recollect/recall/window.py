@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from recollect.hot.store import HotStore
-from recollect.schema import Frames, Schema
+from recollect.records.heads import deepest_stack
+from recollect.records.layout import FINAL
 from recollect.view import Cut, Extent
 
 CHUNK_ROWS = 4096
-
-
-def deepest_stack(schema: Schema) -> int:
-    """Planes of the deepest frame stack; 1 without any."""
-    return max((leaf.field.stack for leaf in schema.leaves if isinstance(leaf.field, Frames)), default=1)
 
 
 def with_predecessors(store: HotStore, cut: Cut) -> Cut:
@@ -31,15 +27,16 @@ def _begin(store: HotStore, extent: Extent, depth: int) -> int:
         for writer, counter, step in zip(*columns, strict=True):
             missing.setdefault((writer, counter), min(depth, step))
     missing = {key: count for key, count in missing.items() if count}
-    at = extent.start
-    while missing and at > 0:
-        low = max(0, at - CHUNK_ROWS)
+    at, floor = extent.start, log.first.row
+    while missing and at > floor:
+        low = max(floor, at - CHUNK_ROWS)
         for block, start, stop in reversed(log.pieces(low, at)):
             rows = block.records[start:stop]
             keys = list(zip(rows["episode_writer"].tolist(), rows["episode"].tolist(), strict=True))
-            for key in reversed(keys):
+            steps = ((rows["flags"] & FINAL) == 0).tolist()
+            for key, is_step in zip(reversed(keys), reversed(steps), strict=True):
                 at -= 1
-                if key in missing:
+                if is_step and key in missing:
                     missing[key] -= 1
                     if not missing[key]:
                         del missing[key]

@@ -9,6 +9,7 @@ import numpy as np
 
 from recollect.records import layout as lay
 from recollect.records.block import Block
+from recollect.records.heads import beheaded, deepest_stack
 from recollect.records.layout import Layout
 from recollect.records.rows import PackedRows
 from recollect.view import Anchors, Cut, Episodes, FactIndex, Ids, Slots, StepId, View
@@ -78,6 +79,10 @@ def build_view(
     if layout.schema.observations:
         left = row & ~terminated & (successor < 0)
         drawable &= ~left
+    short = np.zeros(n, np.bool_)
+    short[beheaded(deepest_stack(layout.schema), step, run_start, run_stop, None if linear else kept)] = True
+    short &= drawable
+    drawable &= ~short
     rows = PackedRows(layout, pieces, cut.extents, tails=block, changed=changed(plain, facts))
     return View(
         schema=layout.schema,
@@ -99,6 +104,7 @@ def build_view(
             n,
             undrawable_truncated=int((left & truncated).sum()),
             undrawable_open=int((left & ~truncated).sum()),
+            undrawable_beheaded=int(short.sum()),
         ),
         load_facts=facts,
         name=name,

@@ -87,12 +87,14 @@ class Anchors:
         rows: rows of the view.
         undrawable_truncated: truncated steps without their next observation, left out.
         undrawable_open: other steps without it: the last of an episode that is still open.
+        undrawable_beheaded: steps whose frame stack reaches back to steps that the view lacks.
     """
 
     slots: Slots | None
     rows: int
     undrawable_truncated: int = 0
     undrawable_open: int = 0
+    undrawable_beheaded: int = 0
 
     def __len__(self) -> int:
         return self.rows if self.slots is None else len(self.slots)

@@ -1,0 +1,91 @@
+"""Where a log begins now: the note of a writer's folder that eviction moves forward (design/0010).
+
+    first.json    8 hex digits of CRC-32, a newline, and one JSON object
+
+It is replaced as a whole and made durable before a segment is unlinked, so that a reader finds either the old beginning
+with its segments or the new one. It carries the facts of evicted segments that are still needed: a fact outlives the
+segment it was written in for as long as a row of its episode is there.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from recollect.errors import CorruptionError
+from recollect.hot.files import replace_file
+from recollect.view import EpisodeKey, Fact, StepId
+
+NAME = "first.json"
+
+
+@dataclass(frozen=True)
+class First:
+    """The beginning of a log.
+
+    Attributes:
+        segment: number of the oldest segment there is.
+        row, fact: its first row and first fact; the counts before them never change their meaning.
+        agent: the writer's name, which the evicted segments held.
+        evicted_facts: facts that are gone; `fact` minus those that are carried.
+        dropped_rows, dropped_facts: of what is gone, how much the home buffer did not hold when it went.
+        next_episode: episodes of this writer below it have had rows or facts evicted.
+        open: counters of those below `next_episode` that have no row left and may still get some.
+        facts: what is carried, in the order of their numbers.
+    """
+
+    segment: int = 0
+    row: int = 0
+    fact: int = 0
+    agent: str = ""
+    evicted_facts: int = 0
+    dropped_rows: int = 0
+    dropped_facts: int = 0
+    next_episode: int = 0
+    open: tuple[int, ...] = ()
+    facts: tuple[Fact, ...] = ()
+
+
+def read_first(folder: Path) -> First:
+    """The beginning of the log in a writer's folder; that of a log nothing was evicted from where there is no note.
+
+    Raises:
+        CorruptionError: the note is damaged.
+    """
+    try:
+        data = unseal((folder / NAME).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return First()
+    except ValueError as e:
+        raise CorruptionError(
+            f"{str(folder / NAME)!r} is damaged: {e}", remedy="Restore the workspace from a backup"
+        ) from None
+    return First(**{**data, "open": tuple(data["open"]), "facts": tuple(_fact(folder, f) for f in data["facts"])})
+
+
+def write_first(folder: Path, first: First) -> None:
+    """Moves the beginning. Durable when it returns. Raises OSError."""
+    facts = [[f.seq, f.time_ns, list(f.episode), list(f.step) if f.step else None, f.values] for f in first.facts]
+    replace_file(folder / NAME, seal({**replace(first, facts=()).__dict__, "facts": facts}))
+
+
+def seal(data: dict[str, Any]) -> bytes:
+    """A JSON object with its checksum before it."""
+    body = json.dumps(data, ensure_ascii=False).encode("utf-8")
+    return f"{zlib.crc32(body):08x}\n".encode() + body
+
+
+def unseal(raw: bytes) -> dict[str, Any]:
+    """Raises ValueError for bytes that `seal` did not make."""
+    if raw[:9] != f"{zlib.crc32(raw[9:]):08x}\n".encode():
+        raise ValueError("its checksum does not fit")
+    data: dict[str, Any] = json.loads(raw[9:])
+    return data
+
+
+def _fact(folder: Path, item: list[Any]) -> Fact:
+    seq, time_ns, episode, step, values = item
+    return Fact(int(folder.name, 16), seq, time_ns, EpisodeKey(*episode), StepId(*step) if step else None, values)

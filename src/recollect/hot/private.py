@@ -1,0 +1,96 @@
+"""Folders of private workspaces: of one process, in memory where there is room, removed with it.
+
+    /dev/shm/recollect-<uid>/<random>/owner    held (flock) while the process lives
+
+Whoever creates one removes those of processes that died, first.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+from recollect.errors import StoreError
+from recollect.hot.files import os_errors, try_lock
+
+ROOM_BYTES = 256 << 20
+"""So much must be free in shared memory for a workspace to go there."""
+SHARED_MEMORY = Path("/dev/shm")
+_owned: weakref.WeakSet[PrivateFolder] = weakref.WeakSet()
+
+
+class PrivateFolder:
+    """A folder that lives as long as this process, or until `remove`.
+
+    Args:
+        room_bytes: what is expected to be written; where shared memory has less, the folder goes to disk.
+    """
+
+    def __init__(self, room_bytes: int = 0) -> None:
+        parent = _parent(max(ROOM_BYTES, room_bytes))
+        with os_errors("creating a private workspace in", parent):
+            parent.mkdir(mode=0o700, exist_ok=True)
+            if parent.stat().st_uid != os.getuid():
+                raise StoreError(f"{str(parent)!r} belongs to another user", remedy="Set TMPDIR to a folder of yours")
+            sweep(parent)
+            self.path = parent / os.urandom(8).hex()
+            # Locked before it has its name: a free lock says that the owner has died.
+            new = self.path.with_name(f".{self.path.name}.new")
+            new.mkdir(mode=0o700)
+            lock = try_lock(new / "owner")
+            assert lock is not None, "nobody else knows this name"
+            new.rename(self.path)
+        self._lock, self._pid = lock, os.getpid()
+        _owned.add(self)
+
+    def remove(self) -> None:
+        """Removes the folder. Maps of its files stay valid. A forked child leaves it to its parent."""
+        if self._lock < 0 or os.getpid() != self._pid:
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+        self._lock = -1
+
+    def _forget(self) -> None:
+        """In a forked child, which would otherwise keep the lock after the parent's death."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def sweep(parent: Path) -> None:
+    """Removes the folders whose owners have died."""
+    for folder in parent.iterdir():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            lock = None if folder.name.startswith(".") else try_lock(folder / "owner")
+            if lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
+
+
+def _parent(room_bytes: int) -> Path:
+    name = f"recollect-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        stat = os.statvfs(SHARED_MEMORY)
+        if stat.f_bavail * stat.f_frsize >= room_bytes and os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
+            return SHARED_MEMORY / name
+    return Path(tempfile.gettempdir()) / name
+
+
+def _remove_all() -> None:
+    for folder in list(_owned):
+        folder.remove()
+
+
+def _after_fork() -> None:
+    for folder in list(_owned):
+        folder._forget()
+
+
+atexit.register(_remove_all)
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,56 @@
+"""After a snapshot: what its buffer now holds, read back, is what eviction may take for promoted (design/0010)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from recollect.cold.dataset import Datasets
+from recollect.cold.location import Location
+from recollect.errors import RecollectError
+from recollect.hot.files import locked
+from recollect.hot.targets import Cursor, fix_home, read_cursor, read_home, write_cursor
+from recollect.promote.plan import watermark
+
+
+def move(root: Path, workspace: str, location: Location, lock: Path) -> str:
+    """Notes how far the buffer got. The workspace's first target becomes its home.
+
+    Args:
+        root: the workspace's folder; `workspace` its id.
+        lock: what serialises its promoters to this target, so that the newest reading is the one that stays.
+
+    Returns:
+        Why eviction may not go on by it, "" where it may. A buffer that cannot be read back leaves all as it was.
+    """
+    with locked(lock):
+        return _move(root, workspace, location)
+
+
+def _move(root: Path, workspace: str, location: Location) -> str:
+    try:
+        data = Datasets.open_(location)
+        data.make_durable()
+        chain = data.chain(data.promotion_id(data.steps))
+        version = int(data.steps.version)
+    except RecollectError as e:
+        return f"the buffer could not be read back, so nothing is evicted for now: {e.text}"
+    mine = {int(w) for p in chain if p.workspace == workspace for w, _, _ in (*p.record["extents"], *p.record["facts"])}
+    if not mine:
+        return ""
+    here = {int(f.name, 16) for f in (root / "log").iterdir() if not f.name.startswith(".")}
+    marks = {w: (m.rows, m.facts) for w, m in watermark(chain).items() if w in here}
+    fix_home(root, location.uri)
+    problem = ""
+    before = read_cursor(root, location.uri)
+    if before is not None and before.promotion not in {p.id for p in chain}:
+        problem = (
+            f"buffer {location.uri!r} no longer holds what was promoted to it: it was replaced, or went back to "
+            "an older version"
+        )
+    if before is not None and before.problem:
+        problem = before.problem
+    write_cursor(root, Cursor(location.uri, version, chain[-1].id, time.time_ns(), marks, problem))
+    if problem and read_home(root) == location.uri:
+        return f"{problem}. Nothing is evicted until ws.set_home(uri) says which buffer to trust"
+    return ""
