@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -15,12 +17,10 @@ import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.hot import evict as evicting
 from recollect.hot import growing, private
-from recollect.hot.evicted import read_evicted
-from recollect.hot.first import read_first
-from tests.support import all_ids, assert_holds, expected, order_of, python, random_trajectories, rows_of, write_appends
-from tests.support import SCHEMAS, Trajectory
+from recollect.hot.evicted import read_evicted, write_evicted
+from recollect.hot.first import read_first, write_first
+from tests.support import SCHEMAS, all_ids, order_of, python, random_trajectories, rows_of, write_appends
 
 SCHEMA = rc.Schema(
     {"observation": rc.Tensor("float32", (2,)), "reward": rc.Tensor("float32"), "uid": rc.Tensor("int64")},
@@ -400,11 +400,11 @@ def test_an_eviction_killed_at_any_step_leaves_the_old_or_the_new(point: int, mo
             return call
 
         with monkeypatch.context() as patch:
-            patch.setattr(evicting, "write_first", dying(evicting.write_first))
-            patch.setattr(evicting, "write_evicted", dying(evicting.write_evicted))
+            patch.setattr("recollect.hot.evict.write_first", dying(write_first))
+            patch.setattr("recollect.hot.evict.write_evicted", dying(write_evicted))
             patch.setattr(Path, "unlink", dying(Path.unlink))
             patch.setattr(Path, "rename", dying(Path.rename))
-            patch.setattr(evicting.shutil, "rmtree", dying(evicting.shutil.rmtree))
+            patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
             try:
                 ws.evict()
             except KeyboardInterrupt:
@@ -612,6 +612,6 @@ def test_a_private_workspace_goes_to_disk_where_memory_has_no_room(
 ) -> None:
     monkeypatch.setattr(private, "ROOM_BYTES", 1 << 62)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(private.tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "tempdir", None)
     with rc.create_workspace(None, SCHEMA) as ws:
         assert ws.path.is_relative_to(tmp_path)

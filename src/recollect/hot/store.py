@@ -6,8 +6,9 @@ import contextlib
 import mmap
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,22 @@ from recollect.records.build import Changed, build_view, unchanged
 from recollect.records.layout import Layout
 from recollect.records.overlay import overlay
 from recollect.view import Cut, Extent, Fact, FactIndex, Ids, View
+
+
+class State(NamedTuple):
+    """What a store held at one moment.
+
+    Attributes:
+        cut: what was published.
+        facts: writer → what reads the facts of the cut, whatever is evicted meanwhile.
+        firsts: writer → row that its log began with.
+        gone_rows: rows of the logs that were gone.
+    """
+
+    cut: Cut
+    facts: dict[int, Callable[[], list[Fact]]]
+    firsts: dict[int, int]
+    gone_rows: int
 
 
 class HotStore:
@@ -56,10 +73,10 @@ class HotStore:
 
     def cut(self) -> Cut:
         """What is published now, writers in the order of their ids."""
-        return self.state()[0]
+        return self.state().cut
 
-    def state(self) -> tuple[Cut, dict[int, int], int]:
-        """What is published now, where each log begins, and the rows of the logs that are gone: all of one moment."""
+    def state(self) -> State:
+        """What is published now, and what was evicted."""
         with self._lock:
             self.refresh()
             logs = [self.logs[w] for w in sorted(self.logs) if not self.logs[w].gone]
@@ -67,7 +84,8 @@ class HotStore:
                 tuple(Extent(log.writer, log.first.row, log.rows) for log in logs if log.rows > log.first.row),
                 tuple((log.writer, log.facts) for log in logs if log.facts),
             )
-            return cut, {log.writer: log.first.row for log in logs}, self.evicted.rows
+            facts = {writer: self.logs[writer].later_facts(stop) for writer, stop in cut.facts}
+            return State(cut, facts, {log.writer: log.first.row for log in logs}, self.evicted.rows)
 
     def log(self, writer: int) -> WriterLog:
         if writer not in self.logs:
@@ -187,8 +205,11 @@ class HotStore:
     def view(self, cut: Cut | None = None) -> View:
         """An immutable view of a cut, of all that is published when None. Raises NotFound for evicted rows."""
         with self.pinned():
-            cut = self.cut() if cut is None else cut
-            facts = [log.later_facts(stop) for log, stop in self._fact_logs(cut.facts)]
+            if cut is None:
+                cut, later, _, _ = self.state()
+                facts = list(later.values())
+            else:
+                facts = [log.later_facts(stop) for log, stop in self._fact_logs(cut.facts)]
             return build_view(
                 self.layout,
                 cut,

@@ -31,7 +31,7 @@ from recollect.promote.statistics import Statistics
 from recollect.records.block import Block
 from recollect.records.build import build_view, unchanged
 from recollect.schema.arrow import arrow_schema
-from recollect.view import Cut, FactIndex
+from recollect.view import Cut, Fact, FactIndex
 
 ATTEMPTS = 50
 STAGE_LIFETIME_S = 24 * 3600
@@ -130,11 +130,12 @@ class _Promotion:
         self.staged_at = 0.0
         self.attempts: dict[str, Plan] = {}
         """Promotion id → what it holds, for every commit tried: a refusal may be the echo of our own success."""
+        self.facts: dict[int, Callable[[], list[Fact]]] = {}
         self.firsts: dict[int, int] = {}
         self.gone_rows = self.gap_rows = self.gap_facts = 0
 
     def run(self) -> Snapshot:
-        cut, self.firsts, self.gone_rows = self.store.state()
+        cut, self.facts, self.firsts, self.gone_rows = self.store.state()
         data = self._open(create=bool(cut.extents or cut.facts))
         if data is None:
             return nothing_to_promote(self.location)
@@ -269,7 +270,7 @@ class _Promotion:
                     self.progress(done, total)
 
     def _facts_table(self, todo: Plan, stage: str) -> Any:
-        facts = [f for w, start, stop in todo.facts for f in self.store.log(w).read_facts(stop, start)]
+        facts = [f for w, start, _ in todo.facts for f in self.facts[w]() if f.seq >= start]
         self.gap_facts = sum(stop - start for _, start, stop in todo.facts) - len(facts)
         return pa.table(
             {
