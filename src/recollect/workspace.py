@@ -325,7 +325,7 @@ class Workspace:
             return nothing_to_promote(location)
         lock = self.path / "targets" / f"{digest(location.uri)}.lock"
         done = snapshot(self._hot(), self.id, lock, location, tag, progress)
-        note = move(self.path, self.id, location, lock)
+        note = "" if done.version is None else move(self.path, self.id, location, lock)
         evicted = self.retainer.try_run()
         return replace(done, evicted_rows=evicted.rows, note=note)
 

@@ -12,7 +12,6 @@ import contextlib
 import os
 import shutil
 import tempfile
-import weakref
 from pathlib import Path
 
 from recollect.errors import StoreError
@@ -21,7 +20,7 @@ from recollect.hot.files import os_errors, try_lock
 ROOM_BYTES = 256 << 20
 """So much must be free in shared memory for a workspace to go there."""
 SHARED_MEMORY = Path("/dev/shm")
-_owned: weakref.WeakSet[PrivateFolder] = weakref.WeakSet()
+_owned: set[PrivateFolder] = set()
 
 
 class PrivateFolder:
@@ -53,11 +52,11 @@ class PrivateFolder:
         if self._lock < 0 or os.getpid() != self._pid:
             return
         shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
-        self._lock = -1
+        _owned.discard(self)
+        self._forget()
 
     def _forget(self) -> None:
-        """In a forked child, which would otherwise keep the lock after the parent's death."""
+        """Gives up the lock; in a forked child, so that it does not keep it after the parent's death."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

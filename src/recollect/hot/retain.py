@@ -125,7 +125,11 @@ class Retainer:
                 return
             self._running = True
         thread = threading.Thread(target=self._serve, name="recollect-evict", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no thread to be had, or the interpreter is shutting down: the next roll tries again
+            self._running = False
+            return
         self._thread = thread
 
     def _serve(self) -> None:
