@@ -60,7 +60,7 @@ def weigh(store: HotStore, keep: Keep, now_ns: int) -> tuple[Choice, Mapping[int
     """What would go now, what the home buffer holds, and why that is nothing."""
     root = store.folder.parent
     marks, reason = trusted(root, read_home(root))
-    logs = [log for log in store.logs.values() if not log.gone]
+    logs = [log for log in list(store.logs.values()) if not log.gone]
     parcels = {log.writer: _parcels(log, marks.get(log.writer, (0, 0))) for log in logs}
     size = sum(len(s.map) for log in logs for s in log.segments)
     if keep.bytes is not None:
@@ -84,7 +84,9 @@ def evict(store: HotStore, keep: Keep, now_ns: int) -> Eviction | None:
         try:
             store.refresh()
             choice, _, reason = weigh(store, keep, now_ns)
-            if any(choice.segments.values()) or any(log.sealed and not log.segments for log in store.logs.values()):
+            if any(choice.segments.values()) or any(
+                log.sealed and not log.segments for log in list(store.logs.values())
+            ):
                 # One that was killed may have moved beginnings without saying so to those who had looked before.
                 store.look_again()
                 _sweep(store)
@@ -102,7 +104,7 @@ def _sweep(store: HotStore) -> None:
     for folder in store.folder.glob(f".*{LEAVING}"):
         shutil.rmtree(folder, ignore_errors=True)
     found = False
-    for log in store.logs.values():
+    for log in list(store.logs.values()):
         number = log.first.segment - 1
         while not log.gone and number >= 0 and (path := log.folder / f"{number:08d}.seg").exists():
             path.unlink(missing_ok=True)
@@ -120,7 +122,7 @@ def _remove(log: Path, writer: int) -> None:
 
 def _parcels(log: WriterLog, mark: tuple[int, int]) -> list[Parcel]:
     """The segments of a log that are not written any more."""
-    segments = log.segments
+    segments = tuple(log.segments)
     out = []
     for k, segment in enumerate(segments if log.sealed else segments[:-1]):
         first, fact = segment.header.first_row, segment.header.first_fact
@@ -143,7 +145,7 @@ class _Pass:
     def __init__(self, store: HotStore, keep: Keep, now_ns: int) -> None:
         self.store = store
         self.choice, self.marks, self.reason = weigh(store, keep, now_ns)
-        self.logs = {w: log for w, log in store.logs.items() if not log.gone}
+        self.logs = {w: log for w, log in dict(store.logs).items() if not log.gone}
         self.stops: dict[int, tuple[int, int]] = {}
         """Writer → row and fact that its log begins with afterwards."""
         for writer, log in self.logs.items():

@@ -37,10 +37,10 @@ class Evicted:
     leaving: frozenset[int] = frozenset()
 
 
-def signature(log: Path) -> tuple[int, int] | None:
-    """Changes with every eviction; None as long as there was none. One system call."""
+def signature(note: Path) -> tuple[int, int] | None:
+    """Of the file: changes with every eviction; None as long as there was none. One system call."""
     try:
-        stat = (log.parent / NAME).stat()
+        stat = note.stat()
     except FileNotFoundError:
         return None
     return stat.st_ino, stat.st_mtime_ns

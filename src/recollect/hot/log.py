@@ -22,6 +22,9 @@ from recollect.records.block import Block, join_rows
 from recollect.records.layout import FINAL, Layout
 from recollect.view import EpisodeKey, Fact, Ids, StepId, make_ids
 
+UNNOTICED = 1 << 62
+"""Tick of what a log found evicted by itself, before its store noticed."""
+
 
 class WriterLog:
     """One writer's log, as far as it was published when `refresh` last looked.
@@ -118,6 +121,7 @@ class WriterLog:
     def notice(self, tick: int, *, gone: bool) -> None:
         """Looks where the log begins now. What was evicted stays readable here until `release(tick)`."""
         with self._lock:
+            self._past = [p._replace(tick=min(p.tick, tick)) for p in self._past]
             if gone or not self.folder.is_dir():
                 end = First(1 << 62, self.rows, self.facts, self.first.agent)
                 self._begin_at(end, tick)
@@ -137,7 +141,7 @@ class WriterLog:
         """Whether evicted segments are still readable here."""
         return bool(self._past)
 
-    def _begin_at(self, first: First, tick: int = 0) -> None:
+    def _begin_at(self, first: First, tick: int = UNNOTICED) -> None:
         if first == self.first:
             return
         ends = [s.header.first_row for s in self.segments[1:]] + [self.rows]
@@ -173,10 +177,10 @@ class WriterLog:
 
     def _blocks(self, start: int, stop: int) -> Iterator[tuple[Block, int, int]]:
         """What is readable here of rows `start` to `stop`."""
-        segments = self.segments
-        ends = [s.header.first_row for s in segments[1:]] + [self.rows]
-        spans = [(p.segment, p.start, p.stop) for p in self._past]
-        spans += [(s, s.header.first_row, end) for s, end in zip(segments, ends, strict=bool(segments))]
+        with self._lock:  # so that no segment is met in both lists
+            ends = [s.header.first_row for s in self.segments[1:]] + [self.rows]
+            spans = [(p.segment, p.start, p.stop) for p in self._past]
+            spans += [(s, s.header.first_row, end) for s, end in zip(self.segments, ends, strict=bool(self.segments))]
         for segment, first, end in spans:
             low, high = max(start, first), min(stop, end)
             if low < high:
@@ -212,9 +216,11 @@ class WriterLog:
 
     def has_step_facts(self, stop: int) -> bool:
         """Whether any fact below `stop` is about a step rather than an episode."""
-        if any(f.step is not None and f.seq < stop for f in self.first.facts):
+        with self._lock:
+            carried, segments = self.first.facts, list(self.segments)
+        if any(f.step is not None and f.seq < stop for f in carried):
             return True
-        for segment in self.segments:
+        for segment in segments:
             count = min(stop - segment.header.first_fact, len(segment.facts))
             if count > 0 and (segment.facts["step_seq"][:count] >= 0).any():
                 return True

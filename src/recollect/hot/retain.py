@@ -151,13 +151,14 @@ class Retainer:
         """What is kept, what waits, what went."""
         keep, store = self.keep, self._hot()
         choice, _, reason = weigh(store, keep, time.time_ns())
-        first = [log.first for log in store.logs.values() if not log.gone]
+        logs = [log for log in list(store.logs.values()) if not log.gone]
+        first = [log.first for log in logs]
         gone, at_home = store.evicted, read_home(self._path)
         targets = tuple(
             TargetStats(
                 c.uri,
                 c.version,
-                sum(max(0, log.rows - c.marks.get(w, (0, 0))[0]) for w, log in store.logs.items() if not log.gone),
+                sum(max(0, log.rows - c.marks.get(log.writer, (0, 0))[0]) for log in logs),
                 c.uri == at_home,
             )
             for c in read_cursors(self._path)

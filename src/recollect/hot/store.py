@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recollect.errors import NotFound
-from recollect.hot.evicted import Evicted, read_evicted, signature
+from recollect.hot.evicted import NAME, Evicted, read_evicted, signature
 from recollect.hot.log import WriterLog
 from recollect.hot.targets import read_home
 from recollect.records.block import Block, join_rows
@@ -49,6 +49,7 @@ class HotStore:
         self._latest = FactIndex()
         self._indexed: dict[int, int] = {}
         self.evicted = Evicted()
+        self._note = folder.parent / NAME
         self._seen: tuple[int, int] | None = None
         self._tick = 0
         self._pins: dict[object, int] = {}
@@ -123,7 +124,7 @@ class HotStore:
 
     def _notice(self) -> None:
         """Looks whether anything was evicted: one `stat`, as long as nothing was."""
-        seen = signature(self.folder)
+        seen = signature(self._note)
         if seen == self._seen:
             return
         self._seen, self._tick = seen, self._tick + 1
