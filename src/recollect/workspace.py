@@ -17,6 +17,7 @@ from recollect.hot.facts import check_facts, check_step_facts
 from recollect.hot.growing import Durability
 from recollect.hot.home import Description
 from recollect.hot.recover import Recovery, recover
+from recollect.hot.resume import ResumePoint, resume_point
 from recollect.hot.store import HotStore
 from recollect.hot.writer import Writer
 from recollect.masking import Masker, keep
@@ -37,16 +38,21 @@ class WriterStats:
 
     Attributes:
         writer: its id; `agent` the name it was given.
-        rows, facts: what readers see.
-        durable_rows: rows that are known to survive power loss.
+        appended: rows ever appended.
+        visible: rows that can be read here.
+        durable: rows known to survive power loss, counted from the first one appended.
+        facts: facts that can be read here.
+        lost: rows that recovery found damaged after their writer's death, and cut off.
         live: whether it can still grow.
     """
 
     writer: int
     agent: str
-    rows: int
+    appended: int
+    visible: int
+    durable: int
     facts: int
-    durable_rows: int
+    lost: int
     live: bool
 
 
@@ -130,10 +136,21 @@ class Workspace:
         if chosen not in home.DURABILITIES:
             raise ArgumentError("unknown durability", value=chosen, remedy=f"One of {', '.join(home.DURABILITIES)}")
         writer = Writer(
-            self.path / "log", self._hot().layout, agent=self._mask(agent), durability=chosen, mask=self._mask
+            self.path / "log",
+            self._hot().layout,
+            agent=self._mask(agent),
+            durability=chosen,
+            mask=self._mask,
+            find=self._resume_point,
         )
         self._writers = [w for w in self._writers if w.is_open] + [writer]
         return writer
+
+    def _resume_point(self, target: str | EpisodeKey | StepId) -> ResumePoint:
+        store = self._hot()
+        key = recalled.resolve(store, store.cut(), target)
+        recalled.require_episode(store, key, target)
+        return resume_point(store, key)
 
     def annotate(self, target: str | EpisodeKey | StepId, **facts: Any) -> StepId:
         """Adds late facts about an episode (by id or key) or a step (by StepId). The newest wins, all are kept.
@@ -196,6 +213,7 @@ class Workspace:
             return WorkspaceStats(0, 0, 0, 0, 0, 0, 0, 0, _disk_bytes(self.path), ())
         store = self._hot()
         view = store.view()
+        stops = {e.writer: e.stop for e in view.cut.extents}
         logs = [store.logs[w] for w in sorted(store.logs)]
         alive = set(home.live_writers(self.path))
         return WorkspaceStats(
@@ -209,7 +227,16 @@ class Workspace:
             nan_rewards=nan_rewards(view),
             disk_bytes=_disk_bytes(self.path),
             writers=tuple(
-                WriterStats(log.writer, log.agent, log.rows, log.facts, log.durable_rows, log.writer in alive)
+                WriterStats(
+                    writer=log.writer,
+                    agent=log.agent,
+                    appended=log.rows,
+                    visible=stops.get(log.writer, 0),
+                    durable=log.durable_rows,
+                    facts=log.facts,
+                    lost=0 if log.lost is None else log.lost[1] - log.lost[0],
+                    live=log.writer in alive,
+                )
                 for log in logs
             ),
         )

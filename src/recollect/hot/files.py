@@ -7,10 +7,11 @@ import errno
 import fcntl
 import functools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from recollect.errors import DiskFull, StoreError
+from recollect.errors import ConflictError, DiskFull, StoreError
 
 NETWORK_FILE_SYSTEMS = frozenset(
     [
@@ -51,6 +52,16 @@ def sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def sync_file(path: Path) -> None:
+    """Flushes a file that any process wrote. Raises StoreError."""
+    with os_errors("syncing", path):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def make_folder(path: Path) -> None:
@@ -111,13 +122,55 @@ def try_lock(path: Path) -> int | None:
     return fd
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the file's exclusive flock. Two that ask at once do not take each other for it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def lock_when_free(path: Path) -> int | None:
+    """As `try_lock`, but passing over those that only ask whether it is held."""
+    for _ in range(50):
+        fd = try_lock(path)
+        if fd is not None or is_locked(path):
+            return fd
+        time.sleep(0.002)
+    return None
+
+
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the file's exclusive flock, waiting for it."""
+def locked(path: Path, wait_s: float, *, shared: bool = False) -> Iterator[int]:
+    """Holds the file's flock, exclusive unless `shared`; gives its descriptor.
+
+    Raises:
+        ConflictError: another process held it all the time.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        end = time.monotonic() + wait_s
+        pause = 0.001
+        while True:
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise ConflictError(
+                        f"another process has held {str(path)!r} for {wait_s:.0f} s",
+                        remedy="Wait for it to end, or end it if it is stopped, and try again",
+                    ) from None
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        yield fd
     finally:
         os.close(fd)
 

@@ -41,10 +41,33 @@ class HotStore:
         """What is published now, writers in the order of their ids."""
         self.refresh()
         logs = [self.logs[w] for w in sorted(self.logs)]
+        stops = self._with_predecessors({log.writer: log.rows for log in logs})
         return Cut(
-            tuple(Extent(log.writer, 0, log.rows) for log in logs if log.rows),
+            tuple(Extent(w, 0, stop) for w, stop in stops.items() if stop),
             tuple((log.writer, log.facts) for log in logs if log.facts),
         )
+
+    def _with_predecessors(self, stops: dict[int, int]) -> dict[int, int]:
+        """Counters that were read one after the other, raised until every resumed episode has the rows before it.
+
+        Those were published before it went on, so looking again finds them. Where they are lost, because a log was
+        copied while it grew, the rows that came after them are left out.
+        """
+        again = True
+        while again:
+            again = False
+            for writer, stop in stops.items():
+                for resumption in self.logs[writer].resumed.values():
+                    for other, rows in resumption.after if resumption.row < stop else ():
+                        if stops.get(other, 0) >= rows:
+                            continue
+                        again = True
+                        if other in self.logs:
+                            self.logs[other].refresh()
+                            stops[other] = self.logs[other].rows
+                        if stops.get(other, 0) < rows:
+                            stops[writer] = stop = min(stop, resumption.row)
+        return stops
 
     def log(self, writer: int) -> WriterLog:
         if writer not in self.logs:
