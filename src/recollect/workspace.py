@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +73,12 @@ class WorkspaceStats:
     writers: tuple[WriterStats, ...]
 
 
+_live: weakref.WeakSet[Workspace] = weakref.WeakSet()
+
+
 class Workspace:
-    """The append-only log that live agents write to and recall from. Thread-safe; open it anew in every process.
+    """The append-only log that live agents write to and recall from. Thread-safe. A forked child may go on reading with
+    its parent's handle; its writers are its own.
 
     Get one from `create_workspace` or `open_workspace`.
 
@@ -86,13 +91,18 @@ class Workspace:
         self.name, self.path, self.id = description.name, description.path, description.id
         self.durability: Durability = description.durability
         self._mask = mask
-        self._lock = threading.Lock()
         self._store: HotStore | None = None
-        self._annotator: Writer | None = None
-        self._writers: list[Writer] = []
+        self.start_over()
+        _live.add(self)
         self.recovered: list[Recovery] = []
         if self.schema is not None:
             self.recovered = recover(self.path / "log", self._hot().layout)
+
+    def start_over(self) -> None:
+        """In a forked child: the parent's writers are not this handle's, and nobody holds its lock."""
+        self._lock = threading.Lock()
+        self._annotator: Writer | None = None
+        self._writers: list[Writer] = []
 
     # -- schema --------------------------------------------------------------------------------------------
 
@@ -350,3 +360,11 @@ def delete_workspace(name: str | os.PathLike[str]) -> None:
 
 def _disk_bytes(path: Path) -> int:
     return sum(p.stat().st_blocks * 512 for p in path.rglob("*") if p.is_file())
+
+
+def _after_fork() -> None:
+    for workspace in list(_live):
+        workspace.start_over()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,19 @@ from recollect.records.layout import Layout
 from recollect.records.overlay import overlay
 from recollect.view import Cut, Extent, Fact, FactIndex, Ids, View
 
+_live: weakref.WeakSet[HotStore] = weakref.WeakSet()
+
 
 class HotStore:
-    """The logs under one folder. Thread-safe; opened anew in every process."""
+    """The logs under one folder. Thread-safe; a forked child starts over with it."""
 
     def __init__(self, folder: Path, layout: Layout, name: str = "") -> None:
         self.folder, self.layout, self.name = folder, layout, name
+        self.start_over()
+        _live.add(self)
+
+    def start_over(self) -> None:
+        """Forgets what was read. Another thread may have been reading when the process forked."""
         self.logs: dict[int, WriterLog] = {}
         self._lock = threading.RLock()
         self._latest = FactIndex()
@@ -130,3 +139,11 @@ class HotStore:
             self._changed(cut.facts),
             self.name,
         )
+
+
+def _after_fork() -> None:
+    for store in list(_live):
+        store.start_over()
+
+
+os.register_at_fork(after_in_child=_after_fork)
