@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from recollect.errors import ArgumentError, SchemaError
+from recollect.errors import ArgumentError, SchemaError, StoreError
 from recollect.hot import home
 from recollect.hot.facts import check_facts, check_step_facts
 from recollect.hot.growing import Durability
@@ -222,10 +222,10 @@ class Workspace:
         if self.schema is None:
             return WorkspaceStats(0, 0, 0, 0, 0, 0, 0, 0, _disk_bytes(self.path), ())
         store = self._hot()
+        alive = set(home.live_writers(self.path))  # before the logs: a log that is sealed since is not live
         view = store.view()
         stops = {e.writer: e.stop for e in view.cut.extents}
         logs = [store.logs[w] for w in sorted(store.logs)]
-        alive = set(home.live_writers(self.path))
         return WorkspaceStats(
             rows=len(view.rows),
             steps=int((~view.episodes.is_final).sum()),
@@ -245,7 +245,7 @@ class Workspace:
                     durable=log.durable_rows,
                     facts=log.facts,
                     lost=0 if log.lost is None else log.lost[1] - log.lost[0],
-                    live=log.writer in alive,
+                    live=log.writer in alive and not log.sealed,
                 )
                 for log in logs
             ),
@@ -340,7 +340,12 @@ def create_workspace(
 
 def open_workspace(name: str | os.PathLike[str], *, mask: Masker = keep) -> Workspace:
     """Opens a workspace, and seals the logs of writers that have died. Raises NotFound."""
-    return Workspace(home.describe(home.workspace_path(name)), mask)
+    path = home.workspace_path(name)
+    try:
+        return Workspace(home.describe(path), mask)
+    except (FileNotFoundError, StoreError):
+        home.describe(path)  # it may have been deleted meanwhile
+        raise
 
 
 def list_workspaces() -> list[str]:

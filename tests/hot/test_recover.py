@@ -24,7 +24,7 @@ from recollect.hot.tails import SLOTS, TailLanes
 from recollect.hot.writer import Writer
 from recollect.records.layout import Layout
 from recollect.view import Extent
-from tests.support import python
+from tests.support import python, run_python
 
 SCHEMA = rc.Schema(
     {
@@ -322,3 +322,18 @@ def test_a_forked_child_reads_and_writes_though_a_thread_held_the_handle(tmp_pat
         thread.join()
         assert os.waitpid(pid, 0)[1] == 0
         assert ws.episode("a").facts["lesson"] == "from the child"
+
+
+def test_a_reader_of_many_logs_is_not_stopped_by_the_soft_limit_of_descriptors(tmp_path: Path) -> None:
+    with rc.create_workspace(tmp_path / "w", SCHEMA) as ws:
+        for i in range(40):
+            with ws.writer(durability="process") as writer, writer.episode() as episode:
+                episode.append(observation=[i, i])
+        script = f"""
+import resource
+import recollect as rc
+ws = rc.open_workspace({str(ws.path)!r})
+resource.setrlimit(resource.RLIMIT_NOFILE, (24, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+print(sum(w.visible for w in ws.stats().writers))
+"""
+        assert run_python(script).strip() == "40"

@@ -21,7 +21,9 @@ class Checked:
     """What this process knows of one segment's checksums."""
 
     def __init__(self, segment: Segment) -> None:
-        self._segment = segment
+        # Not the segment itself: a cycle would keep its map until the collector comes by.
+        self._path, self._header, self._size = segment.path, segment.header, segment.layout.itemsize
+        self._records, self._facts, self._heap = segment.records, segment.facts, segment.heap
         self._rows = np.zeros(segment.header.shape.rows, np.uint8)
         self._rows_to = self._facts_to = 0
         layout, shape = segment.layout, segment.header.shape
@@ -44,18 +46,16 @@ class Checked:
         rest of a frame."""
         from recollect.records import checksums  # numba is loaded when something is read, not when a workspace opens
 
-        segment = self._segment
-        capacity, size = segment.header.shape.rows, segment.layout.itemsize
+        capacity = self._header.shape.rows
         stop = min(stop, capacity)
-        end = checksums.whole_rows(segment.records.ctypes.data, size, start, stop, capacity, *self._of_rows)
-        return int(end)
+        records = self._records.ctypes.data
+        return int(checksums.whole_rows(records, self._size, start, stop, capacity, *self._of_rows))
 
     def whole_facts(self, start: int, stop: int) -> int:
         """The end of the run of whole facts that begins at `start`."""
         from recollect.records import checksums
 
-        segment, header = self._segment, self._segment.header
-        facts, heap = segment.facts, segment.heap
+        facts, heap, header = self._facts, self._heap, self._header
         assert facts.dtype.fields is not None
         at = int(facts.dtype.fields["heap_at"][1])
         return int(
@@ -78,7 +78,7 @@ class Checked:
         if low >= high or (high <= len(self._rows) and self._rows[low:high].all()):
             return
         begin = low
-        frames = self._segment.records["frame"]
+        frames = self._records["frame"]
         while begin > 0 and not self._rows[begin] and frames[min(begin, len(frames) - 1)] == 0:
             begin -= 1
         end = self.whole_rows(begin, high)
@@ -88,7 +88,7 @@ class Checked:
             if end >= high:
                 break
         if end < high:
-            self._raise("row", self._segment.header.first_row + end)
+            self._raise("row", self._header.first_row + end)
         if begin <= self._rows_to:
             self._rows_to = end
 
@@ -104,11 +104,10 @@ class Checked:
                 break
         self._facts_to = end
         if end < stop:
-            self._raise("fact", self._segment.header.first_fact + end)
+            self._raise("fact", self._header.first_fact + end)
 
     def _raise(self, kind: str, seq: int) -> None:
-        segment = self._segment
         raise CorruptionError(
-            f"{kind} {segment.header.writer}:{seq} in {str(segment.path)!r} does not have the checksum it carries",
+            f"{kind} {self._header.writer}:{seq} in {str(self._path)!r} does not have the checksum it carries",
             remedy="`recollect verify` says what else is damaged; restore the workspace from a backup or a buffer",
         )

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import fcntl
 import functools
+import mmap
 import os
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +64,28 @@ def sync_file(path: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def map_for_reading(path: Path) -> tuple[mmap.mmap | None, int]:
+    """A file's bytes and its size; None for an empty file.
+
+    A map holds a descriptor, and a workspace of many writers needs many: where the process may not open more, its soft
+    limit is raised as far as the hard one. Raises OSError.
+    """
+    for attempt in range(2):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                size = os.fstat(fd).st_size
+                return (mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else None), size
+            finally:
+                os.close(fd)
+        except OSError as e:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            if e.errno != errno.EMFILE or attempt or soft == hard:
+                raise
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise AssertionError("unreachable")
 
 
 def make_folder(path: Path) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from recollect.errors import CorruptionError
 from recollect.hot.checked import Checked
-from recollect.hot.files import os_errors, sync_folder
+from recollect.hot.files import map_for_reading, os_errors, sync_folder
 from recollect.records.block import Block
 from recollect.records.layout import Layout
 from recollect.schema.fields import Frames
@@ -173,13 +173,8 @@ class Segment:
             CorruptionError: not a segment, a damaged header, or another format or schema.
         """
         with os_errors("opening segment", path):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                size = os.fstat(fd).st_size
-                map_ = mmap.mmap(fd, size, prot=mmap.PROT_READ) if size >= 3 * PAGE else None
-            finally:
-                os.close(fd)
-        if map_ is None:
+            map_, size = map_for_reading(path)
+        if map_ is None or size < 3 * PAGE:
             raise CorruptionError(f"segment {str(path)!r} is cut short", value=size)
         header, regions = read_header(map_, path)
         needed = _regions(layout, header)[1] if header.schema == layout.schema.fingerprint else -1

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from recollect.errors import CorruptionError
 from recollect.hot.fields import FieldWriters, OpenEpisode
-from recollect.hot.files import os_errors, sync_folder
+from recollect.hot.files import map_for_reading, os_errors, sync_folder
 from recollect.hot.segment import PAGE, POPULATE_WRITE, _touch
 from recollect.masking import keep
 from recollect.records.block import Block
@@ -167,14 +167,8 @@ class TailFile:
     @classmethod
     def open_(cls, path: Path, layout: Layout) -> TailFile:
         with os_errors("opening", path):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                size = os.fstat(fd).st_size
-                whole = size >= file_bytes(layout)
-                map_ = mmap.mmap(fd, file_bytes(layout), prot=mmap.PROT_READ) if whole else None
-            finally:
-                os.close(fd)
-        if map_ is None:
+            map_, size = map_for_reading(path)
+        if map_ is None or size < file_bytes(layout):
             raise CorruptionError(f"tails file {str(path)!r} is cut short", value=size)
         return cls(path, layout, map_, -1)
 
