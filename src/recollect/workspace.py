@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from recollect.errors import ArgumentError, SchemaError
+from recollect.errors import ArgumentError, SchemaError, StoreError
 from recollect.hot import home
 from recollect.hot.evict import Eviction
 from recollect.hot.facts import check_facts, check_step_facts
@@ -21,6 +22,7 @@ from recollect.hot.keep import Keep
 from recollect.hot.log import WriterLog
 from recollect.hot.private import PrivateFolder
 from recollect.hot.recover import Recovery, recover
+from recollect.hot.resume import ResumePoint, resume_point
 from recollect.hot.retain import Retainer, Retention
 from recollect.hot.store import HotStore
 from recollect.hot.targets import change_home, digest, fix_home, read_home
@@ -44,17 +46,22 @@ class WriterStats:
 
     Attributes:
         writer: its id; `agent` the name it was given.
-        rows, facts: what readers see.
-        durable_rows: rows that are known to survive power loss.
+        appended: rows ever appended.
+        visible: rows that can be read here.
+        durable: rows known to survive power loss, counted from the first one appended.
+        facts: facts that can be read here.
+        lost: rows that recovery found damaged after their writer's death, and cut off.
         live: whether it can still grow.
         first_row: number of the oldest row that is still there; those before it were evicted.
     """
 
     writer: int
     agent: str
-    rows: int
+    appended: int
+    visible: int
+    durable: int
     facts: int
-    durable_rows: int
+    lost: int
     live: bool
     first_row: int = 0
 
@@ -77,8 +84,12 @@ class WorkspaceStats:
     retention: Retention | None = None
 
 
+_live: weakref.WeakSet[Workspace] = weakref.WeakSet()
+
+
 class Workspace:
-    """The append-only log that live agents write to and recall from. Thread-safe; open it anew in every process.
+    """The append-only log that live agents write to and recall from. Thread-safe. A forked child may go on reading with
+    its parent's handle; its writers are its own.
 
     Get one from `create_workspace` or `open_workspace`.
 
@@ -91,16 +102,21 @@ class Workspace:
         self.name, self.path, self.id = description.name, description.path, description.id
         self.durability: Durability = description.durability
         self._mask = mask
-        self._lock = threading.Lock()
         self._store: HotStore | None = None
-        self._annotator: Writer | None = None
-        self._writers: list[Writer] = []
         self._private = folder
         self.retainer = Retainer(self.path, self._hot, self._own_writers)
+        self.start_over()
+        _live.add(self)
         self.recovered: list[Recovery] = []
         if self.schema is not None:
             self.recovered = recover(self.path / "log", self._hot().layout)
             self.retainer.try_run()
+
+    def start_over(self) -> None:
+        """In a forked child: the parent's writers are not this handle's, and nobody holds its lock."""
+        self._lock = threading.Lock()
+        self._annotator: Writer | None = None
+        self._writers: list[Writer] = []
 
     # -- schema --------------------------------------------------------------------------------------------
 
@@ -191,9 +207,16 @@ class Workspace:
             durability=chosen,
             mask=self._mask,
             on_roll=self.retainer.after_roll,
+            find=self._resume_point,
         )
         self._writers = [w for w in self._writers if w.is_open] + [writer]
         return writer
+
+    def _resume_point(self, target: str | EpisodeKey | StepId) -> ResumePoint:
+        store = self._hot()
+        key = recalled.resolve(store, store.cut(), target)
+        recalled.require_episode(store, key, target)
+        return resume_point(store, key)
 
     def annotate(self, target: str | EpisodeKey | StepId, **facts: Any) -> StepId:
         """Adds late facts about an episode (by id or key) or a step (by StepId). The newest wins, all are kept.
@@ -256,14 +279,14 @@ class Workspace:
         if self.schema is None:
             return WorkspaceStats(0, 0, 0, 0, 0, 0, 0, 0, 0, _disk_bytes(self.path), ())
         store = self._hot()
+        alive = set(home.live_writers(self.path))  # before the logs: a log that is sealed since is not live
         with store.pinned():
-            cut = store.cut()
+            view = store.view()
             logs = [log for _, log in sorted(store.logs.items()) if not log.gone]
-            view = store.view(cut)
-            return self._stats(store, view, logs)
+            return self._stats(store, view, logs, alive)
 
-    def _stats(self, store: HotStore, view: View, logs: list[WriterLog]) -> WorkspaceStats:
-        alive = set(home.live_writers(self.path))
+    def _stats(self, store: HotStore, view: View, logs: list[WriterLog], alive: set[int]) -> WorkspaceStats:
+        rows = {e.writer: e.stop - e.start for e in view.cut.extents}
         return WorkspaceStats(
             rows=len(view.rows),
             steps=int((~view.episodes.is_final).sum()),
@@ -277,13 +300,15 @@ class Workspace:
             disk_bytes=_disk_bytes(self.path),
             writers=tuple(
                 WriterStats(
-                    log.writer,
-                    log.agent,
-                    log.rows - log.first.row,
-                    log.kept_facts,
-                    log.durable_rows - log.first.row,
-                    log.writer in alive,
-                    log.first.row,
+                    writer=log.writer,
+                    agent=log.agent,
+                    appended=log.rows,
+                    visible=rows.get(log.writer, 0),
+                    durable=log.durable_rows,
+                    facts=log.kept_facts,
+                    lost=0 if log.lost is None else log.lost[1] - log.lost[0],
+                    live=log.writer in alive and not log.sealed,
+                    first_row=log.first.row,
                 )
                 for log in logs
             ),
@@ -431,7 +456,12 @@ def _create(
 
 def open_workspace(name: str | os.PathLike[str], *, mask: Masker = unmasked) -> Workspace:
     """Opens a workspace, and seals the logs of writers that have died. Raises NotFound."""
-    return Workspace(home.describe(home.workspace_path(name)), mask)
+    path = home.workspace_path(name)
+    try:
+        return Workspace(home.describe(path), mask)
+    except (FileNotFoundError, StoreError):
+        home.describe(path)  # it may have been deleted meanwhile
+        raise
 
 
 def list_workspaces() -> list[str]:
@@ -456,3 +486,11 @@ def _disk_bytes(path: Path) -> int:
             with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
                 total += (Path(folder) / name).stat().st_blocks * 512
     return total
+
+
+def _after_fork() -> None:
+    for workspace in list(_live):
+        workspace.start_over()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -74,7 +74,7 @@ def test_show_counts_rows_and_writers(cli: Cli, live: list[str]) -> None:
         shown = cli("workspace", "show", "live", "--json").document
     stats = shown["stats"]
     assert (stats["steps"], stats["episodes"]) == (10, 3)
-    assert {w["agent"]: (w["rows"], w["live"]) for w in stats["writers"]} == {
+    assert {w["agent"]: (w["visible"], w["live"]) for w in stats["writers"]} == {
         "actor-0": (8, False),
         "[red]x": (2, True),
     }

@@ -187,7 +187,7 @@ def test_readers_and_several_evictors_at_once() -> None:
                 child.kill()
                 said.append(child.communicate())
         assert not failures, failures
-        assert not any(err for _, err in said), said
+        assert not any(err for _, err in said), [err for _, err in said]
         assert all(len(out.split()) > 3 for out, _ in said[:2]), "the readers read"
         ws.retainer.close()
         ws.evict()

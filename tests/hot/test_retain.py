@@ -120,7 +120,7 @@ def test_a_writer_per_episode_leaves_no_folders_behind() -> None:
                 pass  # one that never wrote
             ws.evict()
             sizes.append(ws.stats().disk_bytes)
-        folders = list((ws.path / "log").iterdir())
+        folders = list((ws.path / "log").glob("[0-9a-f]*"))
         assert len(folders) <= 12
         assert max(sizes[20:]) <= 1.2 * sizes[15]
         kept = retention(ws)
@@ -294,9 +294,10 @@ def test_facts_of_a_dead_annotator_stay_until_their_episodes_go() -> None:
             steady.append(observation=[0, 0], reward=0.0, uid=-2 - k)
             ws.evict()
         assert ws.episode("steady").facts["reward"] == 2.5
-        assert len(list((ws.path / "log").iterdir())) == 2, "one annotator is gone, the other one's fact is carried"
+        left = list((ws.path / "log").glob("[0-9a-f]*"))
+        assert len(left) == 2, "one annotator is gone, the other one's fact is carried"
         steady.close()
         write_episodes(writer, 40, first=1000)
         ws.evict()
-        assert len(list((ws.path / "log").iterdir())) == 1
+        assert len(list((ws.path / "log").glob("[0-9a-f]*"))) == 1
         writer.close()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from recollect.hot.evicted import write_evicted
 from recollect.hot.files import os_errors, try_lock
-from recollect.hot.first import First, write_first
+from recollect.hot.first import First, Resumption, write_first
 from recollect.hot.keep import Choice, Keep, Parcel, choose
 from recollect.hot.log import WriterLog
 from recollect.hot.segment import Segment
@@ -168,6 +168,7 @@ class _Pass:
             self._scan(self.logs[writer], count)
         facts = {w: self._facts_at_stake(log, w in going) for w, log in self.logs.items()}
         keys = {f.episode for found in facts.values() for f in found}
+        keys |= {key for w in going for key in self.logs[w].resumed}
         keys |= {EpisodeKey(w, c) for w in going for c in self.seen[w] | set(self.logs[w].first.open)}
         self.alive = _alive(keys, self._hashes_left())
         self.notes = {w: self._beginning(self.logs[w], n, facts[w]) for w, n in going.items()}
@@ -183,6 +184,7 @@ class _Pass:
             after = replace(
                 note,
                 facts=kept,
+                resumed=self._still_resumed(log) if count else log.first.resumed,
                 evicted_facts=fact - len(kept),
                 dropped_rows=note.dropped_rows + max(0, row - max(log.first.row, marks[0])),
                 dropped_facts=note.dropped_facts + missed,
@@ -205,6 +207,15 @@ class _Pass:
         if changed or leaving:
             self._carry_out(changed, leaving)
         return out
+
+    def _still_resumed(self, log: WriterLog) -> tuple[Resumption, ...]:
+        """The resumptions noted in what goes, of episodes that keep a row or may still get one here."""
+        gone = {f.episode for f in log.read_facts(self.stops[log.writer][1])} | {r.key for r in log.first.resumed}
+        return tuple(
+            r
+            for key, r in sorted(log.resumed.items())
+            if key in gone and (key in self.alive or (not log.sealed and key not in self.ended))
+        )
 
     def _facts_at_stake(self, log: WriterLog, going: bool) -> list[Fact]:
         return log.read_facts(self.stops[log.writer][1]) if going else list(log.first.facts)

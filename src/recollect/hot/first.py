@@ -13,13 +13,29 @@ import json
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recollect.errors import CorruptionError
 from recollect.hot.files import replace_file
 from recollect.view import EpisodeKey, Fact, StepId
 
 NAME = "first.json"
+
+
+class Resumption(NamedTuple):
+    """An episode goes on in this log.
+
+    Attributes:
+        key: the episode.
+        row: rows of this log from here on may be its own.
+        after: (writer, rows): they come after the rows below these counts.
+        time_ns: when.
+    """
+
+    key: EpisodeKey
+    row: int
+    after: tuple[tuple[int, int], ...]
+    time_ns: int
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,7 @@ class First:
         next_episode: episodes of this writer below it have had rows or facts evicted.
         open: counters of those below `next_episode` that have no row left and may still get some.
         facts: what is carried, in the order of their numbers.
+        resumed: episodes that went on in evicted segments and may have rows after them.
     """
 
     segment: int = 0
@@ -47,6 +64,7 @@ class First:
     next_episode: int = 0
     open: tuple[int, ...] = ()
     facts: tuple[Fact, ...] = ()
+    resumed: tuple[Resumption, ...] = ()
 
 
 def read_first(folder: Path) -> First:
@@ -63,7 +81,13 @@ def read_first(folder: Path) -> First:
         raise CorruptionError(
             f"{str(folder / NAME)!r} is damaged: {e}", remedy="Restore the workspace from a backup"
         ) from None
-    return First(**{**data, "open": tuple(data["open"]), "facts": tuple(_fact(folder, f) for f in data["facts"])})
+    data["open"] = tuple(data["open"])
+    data["facts"] = tuple(_fact(folder, f) for f in data["facts"])
+    data["resumed"] = tuple(
+        Resumption(EpisodeKey(*key), row, tuple((w, n) for w, n in after), time_ns)
+        for key, row, after, time_ns in data["resumed"]
+    )
+    return First(**data)
 
 
 def write_first(folder: Path, first: First) -> None:

@@ -9,15 +9,15 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from recollect.errors import CorruptionError, NotFound, StoreError
-from recollect.hot.first import First, read_first
-from recollect.hot.seal import read_seal
-from recollect.hot.segment import ROWS_MASK, Segment
-from recollect.hot.tails import TailFile, read_tails
+from recollect.hot.first import First, Resumption, read_first
+from recollect.hot.seal import Seal, read_seal
+from recollect.hot.segment import RESUMPTION, ROWS_MASK, Segment
+from recollect.hot.tails import TailFile, damaged_slots, read_tails
 from recollect.records.block import Block, join_rows
 from recollect.records.layout import FINAL, Layout
 from recollect.view import EpisodeKey, Fact, Ids, StepId, make_ids
@@ -34,7 +34,7 @@ class WriterLog:
         rows, facts: published counts.
         first: where the log begins now; what is before it was evicted.
         gone: whether all of it was evicted, the folder too.
-        sealed: whether the log will never grow again.
+        resumed: episodes that go on in this log.
     """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
@@ -44,7 +44,9 @@ class WriterLog:
         self.rows = self.facts = 0
         self.first = First()
         self.gone = False
-        self.sealed = False
+        self._seal: Seal | None = None
+        self.resumed: dict[EpisodeKey, Resumption] = {}
+        self._scanned = 0
         self._facts: list[Fact] = []
         self._parsed = 0
         """Facts below it are in `_facts`, or were evicted."""
@@ -59,24 +61,66 @@ class WriterLog:
             self._refresh()
 
     def _refresh(self) -> None:
-        if self.sealed:
-            return
+        if not self.sealed:
+            self._look()
+            if self.facts > self._scanned:
+                self._find_resumptions()
+
+    def _look(self) -> None:
         seal = read_seal(self.folder)
         if not self.segments:
             self._begin_at(read_first(self.folder))
+        if seal is not None:
+            while self._next < seal.segments:
+                if not self._open_next():
+                    if not self.folder.is_dir():
+                        return  # evicted whole; `notice` will say so
+                    raise CorruptionError(
+                        f"segment {self._next} of writer {self.writer} is missing in {str(self.folder)!r}",
+                        remedy="Restore the workspace from a backup or a buffer",
+                    )
+            self.rows, self.facts, self._seal = seal.rows, seal.facts, seal
+            return
+        if not self.segments:
             self._open_next()
         while self.segments:
             last, word = self.segments[-1], self.segments[-1].word
-            self.rows = last.header.first_row + (word & ROWS_MASK)
-            self.facts = last.header.first_fact + (word >> 32)
-            # The mark that a segment was rolled over may have been lost with the power; a seal knows better.
-            more = seal is not None and (self.rows < seal["rows"] or self.facts < seal["facts"])
-            if not ((more or last.rolled) and self._open_next()):
+            shape = last.header.shape
+            self.rows = last.header.first_row + min(word & ROWS_MASK, shape.rows)
+            self.facts = last.header.first_fact + min(word >> 32, shape.facts)
+            if not (last.rolled and self._open_next()):
                 break
-        if seal is not None:
-            if self.segments:
-                self.rows, self.facts = min(self.rows, seal["rows"]), min(self.facts, seal["facts"])
-            self.sealed = True
+
+    def _find_resumptions(self) -> None:
+        for k, segment in enumerate(self.segments):
+            first = segment.header.first_fact
+            low, high = max(self._scanned, first) - first, self._facts_end(k) - first
+            if low >= high:
+                continue
+            segment.checked.require_facts(high)
+            for row in (low + np.flatnonzero(segment.facts["kind"][low:high] == RESUMPTION)).tolist():
+                found = _resumption(segment, row)
+                self.resumed[found.key] = found
+        self._scanned = self.facts
+
+    def _facts_end(self, k: int) -> int:
+        """Where the facts of segment `k` end."""
+        return self.segments[k + 1].header.first_fact if k + 1 < len(self.segments) else self.facts
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the log will never grow again."""
+        return self._seal is not None or self.gone
+
+    @property
+    def _next(self) -> int:
+        """Number of the segment after the newest one known."""
+        return self.segments[-1].header.index + 1 if self.segments else self.first.segment
+
+    @property
+    def lost(self) -> tuple[int, int] | None:
+        """Rows `[start, stop)` that recovery found damaged and cut off."""
+        return None if self._seal is None else self._seal.lost
 
     @property
     def agent(self) -> str:
@@ -101,7 +145,7 @@ class WriterLog:
 
     def _open_next(self) -> bool:
         while True:
-            number = self.segments[-1].header.index + 1 if self.segments else self.first.segment
+            number = self._next
             try:
                 segment = Segment.open_(self.folder / f"{number:08d}.seg", self.layout)
             except StoreError as e:
@@ -125,7 +169,7 @@ class WriterLog:
             if gone or not self.folder.is_dir():
                 end = First(1 << 62, self.rows, self.facts, self.first.agent)
                 self._begin_at(end, tick)
-                self.gone = self.sealed = True
+                self.gone = True
                 return
             self._begin_at(read_first(self.folder), tick)
             if not self.sealed:
@@ -151,18 +195,19 @@ class WriterLog:
                 self.unlinked.append(weakref.ref(segment.map))
         self.segments = [s for s in self.segments if s.header.index >= first.segment]
         self._facts = [*first.facts, *(f for f in self._facts if f.seq >= first.fact)]
-        self._parsed = max(self._parsed, first.fact)
+        self._parsed, self._scanned = max(self._parsed, first.fact), max(self._scanned, first.fact)
+        self.resumed |= {r.key: r for r in first.resumed if r.key not in self.resumed}
         self.rows, self.facts = max(self.rows, first.row), max(self.facts, first.fact)
         self.first = first
 
     # -- rows ----------------------------------------------------------------------------------------------
 
     def pieces(self, start: int, stop: int) -> list[tuple[Block, int, int]]:
-        """The blocks that hold rows `start` to `stop`, in order.
+        """The blocks that hold rows `start` to `stop`, in order; each row's checksum was looked at.
 
         Raises:
             NotFound: rows that were evicted.
-            CorruptionError: rows that are not there.
+            CorruptionError: a row is damaged, or not there.
         """
         out = list(self._blocks(start, stop))
         if sum(b - a for _, a, b in out) != max(0, stop - start):
@@ -184,6 +229,7 @@ class WriterLog:
         for segment, first, end in spans:
             low, high = max(start, first), min(stop, end)
             if low < high:
+                segment.checked.require_rows(low - first, high - first)
                 yield segment.block, low - first, high - first
 
     # -- facts ---------------------------------------------------------------------------------------------
@@ -217,27 +263,42 @@ class WriterLog:
     def has_step_facts(self, stop: int) -> bool:
         """Whether any fact below `stop` is about a step rather than an episode."""
         with self._lock:
-            carried, segments = self.first.facts, list(self.segments)
+            carried, spans = self.first.facts, self._fact_spans(stop)
         if any(f.step is not None and f.seq < stop for f in carried):
             return True
-        for segment in segments:
-            count = min(stop - segment.header.first_fact, len(segment.facts))
-            if count > 0 and (segment.facts["step_seq"][:count] >= 0).any():
-                return True
+        for segment, end in spans:
+            count = end - segment.header.first_fact
+            if count > 0:
+                segment.checked.require_facts(count)
+                if (segment.facts["step_seq"][:count] >= 0).any():
+                    return True
         return False
 
     def tails(self, ids: Ids) -> tuple[Ids, Block | None]:
         """Observations that follow the given steps of this writer: from the tail slots, or from the successors that
         overwrote them. Each record carries the id of the step that it follows."""
         with self._lock:
-            files = self._tail_files()
-            found, block = read_tails(files, ids, self.layout)
+            try:
+                paths = sorted(self.folder.glob("*.tails"))
+                if self._seal is not None and len(paths) < self._seal.tails and self.segments:
+                    raise CorruptionError(f"a tails file of writer {self.writer} is missing in {str(self.folder)!r}")
+                found, block = read_tails([TailFile.open_(p, self.layout) for p in paths], ids, self.layout)
+            except (CorruptionError, StoreError):
+                if self.folder.is_dir():
+                    raise
+                paths, found, block = [], ids[:0], None  # the log was evicted as a whole
             have = set(found.tolist())
             lost = [i for i in ids.tolist() if i not in have]
             if not lost:
                 return found, block
             self._refresh()
             later = [(i, s) for i in lost if (s := self._successor(i[1])) is not None]
+            gone = self._seal is not None and len(later) < len(lost)
+            if gone and damaged_slots(paths, self.layout) > self._seal.lost_tails:  # type: ignore[union-attr]
+                raise CorruptionError(
+                    f"the observation that waits after step {self.writer}:{lost[0][1]} is damaged",
+                    remedy="`recollect verify` says what else is; restore the workspace from a backup or a buffer",
+                )
         if not later:
             return found, block
         parts = [block] if block is not None else []
@@ -246,14 +307,6 @@ class WriterLog:
         joined.records["writer"], joined.records["seq"] = ids["writer"], ids["seq"]
         joined.records["flags"] = FINAL
         return ids, joined
-
-    def _tail_files(self) -> list[TailFile]:
-        try:
-            return [TailFile.open_(p, self.layout) for p in sorted(self.folder.glob("*.tails"))]
-        except StoreError as e:
-            if isinstance(e.__cause__, FileNotFoundError):
-                return []  # the log was evicted as a whole
-            raise
 
     def _successor(self, seq: int) -> Block | None:
         """The row after step `seq` of the same episode, as a block of one, None when there is none in this log."""
@@ -284,14 +337,27 @@ def _parse_all(spans: Iterable[tuple[Segment, int]], start: int) -> list[Fact]:
     out = []
     for segment, stop in spans:
         first = segment.header.first_fact
+        if stop > max(start, first):
+            segment.checked.require_facts(stop - first)
         out += [_parse(segment, seq - first) for seq in range(max(start, first), stop)]
     return out
 
 
-def _parse(segment: Segment, row: int) -> Fact:
+def _body(segment: Segment, row: int) -> dict[str, Any]:
     record = segment.facts[row]
     at, count = int(record["heap_at"]), int(record["heap_bytes"])
-    body = segment.heap[at : at + count].tobytes()
+    values: dict[str, Any] = json.loads(segment.heap[at : at + count].tobytes())
+    return values
+
+
+def _resumption(segment: Segment, row: int) -> Resumption:
+    record, body = segment.facts[row], _body(segment, row)
+    key = EpisodeKey(int(record["episode_writer"]), int(record["episode"]))
+    return Resumption(key, body["row"], tuple((int(w), int(n)) for w, n in body["after"]), int(record["time"]))
+
+
+def _parse(segment: Segment, row: int) -> Fact:
+    record, body = segment.facts[row], _body(segment, row)
     step = int(record["step_seq"])
     return Fact(
         int(record["writer"]),
@@ -299,5 +365,5 @@ def _parse(segment: Segment, row: int) -> Fact:
         int(record["time"]),
         EpisodeKey(int(record["episode_writer"]), int(record["episode"])),
         None if step < 0 else StepId(int(record["step_writer"]), step),
-        json.loads(body),
+        body["values"] if record["kind"] == RESUMPTION else body,
     )

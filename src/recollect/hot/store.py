@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from recollect.records.build import Changed, build_view, unchanged
 from recollect.records.layout import Layout
 from recollect.records.overlay import overlay
 from recollect.view import Cut, Extent, Fact, FactIndex, Ids, View
+
+_live: weakref.WeakSet[HotStore] = weakref.WeakSet()
 
 
 class State(NamedTuple):
@@ -40,16 +43,21 @@ class State(NamedTuple):
 
 
 class HotStore:
-    """The logs under one folder. Thread-safe; opened anew in every process."""
+    """The logs under one folder. Thread-safe; a forked child starts over with it."""
 
     def __init__(self, folder: Path, layout: Layout, name: str = "") -> None:
         self.folder, self.layout, self.name = folder, layout, name
+        self._note = folder.parent / NAME
+        self.start_over()
+        _live.add(self)
+
+    def start_over(self) -> None:
+        """Forgets what was read. Another thread may have been reading when the process forked."""
         self.logs: dict[int, WriterLog] = {}
         self._lock = threading.RLock()
         self._latest = FactIndex()
         self._indexed: dict[int, int] = {}
         self.evicted = Evicted()
-        self._note = folder.parent / NAME
         self._seen: tuple[int, int] | None = None
         self._tick = 0
         self._pins: dict[object, int] = {}
@@ -81,12 +89,36 @@ class HotStore:
         with self._lock:
             self.refresh()
             logs = [self.logs[w] for w in sorted(self.logs) if not self.logs[w].gone]
+            stops = self._with_predecessors({log.writer: log.rows for log in logs})
+            starts = {log.writer: log.first.row for log in logs}
             cut = Cut(
-                tuple(Extent(log.writer, log.first.row, log.rows) for log in logs if log.rows > log.first.row),
+                tuple(Extent(w, starts[w], stop) for w, stop in stops.items() if stop > starts[w]),
                 tuple((log.writer, log.facts) for log in logs if log.facts),
             )
             facts = {writer: self.logs[writer].later_facts(stop) for writer, stop in cut.facts}
-            return State(cut, facts, {log.writer: log.first.row for log in logs}, self.evicted.rows)
+            return State(cut, facts, starts, self.evicted.rows)
+
+    def _with_predecessors(self, stops: dict[int, int]) -> dict[int, int]:
+        """Counters that were read one after the other, raised until every resumed episode has the rows before it.
+
+        Those were published before it went on, so looking again finds them. Where they are lost, because a log was
+        copied while it grew, the rows that came after them are left out. Those whose log was evicted are not missed.
+        """
+        again = True
+        while again:
+            again = False
+            for writer, stop in stops.items():
+                for resumption in self.logs[writer].resumed.values():
+                    for other, rows in resumption.after if resumption.row < stop else ():
+                        if stops.get(other, 0) >= rows or (other not in self.logs and self.evicted.writers):
+                            continue
+                        again = True
+                        if other in self.logs:
+                            self.logs[other].refresh()
+                            stops[other] = self.logs[other].rows
+                        if stops.get(other, 0) < rows:
+                            stops[writer] = stop = min(stop, resumption.row)
+        return stops
 
     def log(self, writer: int) -> WriterLog:
         if writer not in self.logs:
@@ -220,3 +252,11 @@ class HotStore:
                 self._changed(cut.facts),
                 self.name,
             )
+
+
+def _after_fork() -> None:
+    for store in list(_live):
+        store.start_over()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -11,6 +11,7 @@ from recollect.errors import RecollectError
 from recollect.hot.files import locked
 from recollect.hot.targets import Cursor, fix_home, read_cursor, read_home, write_cursor
 from recollect.promote.plan import watermark
+from recollect.promote.snapshot import PROMOTER_WAIT_S
 
 
 def move(root: Path, workspace: str, location: Location, lock: Path) -> str:
@@ -23,7 +24,7 @@ def move(root: Path, workspace: str, location: Location, lock: Path) -> str:
     Returns:
         Why eviction may not go on by it, "" where it may. A buffer that cannot be read back leaves all as it was.
     """
-    with locked(lock):
+    with locked(lock, PROMOTER_WAIT_S):
         return _move(root, workspace, location)
 
 

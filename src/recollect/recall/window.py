@@ -2,44 +2,73 @@
 
 from __future__ import annotations
 
+from recollect.hot.log import WriterLog
 from recollect.hot.store import HotStore
 from recollect.records.heads import deepest_stack
 from recollect.records.layout import FINAL
-from recollect.view import Cut, Extent
+from recollect.view import Cut, EpisodeKey, Extent
 
 CHUNK_ROWS = 4096
 
 
 def with_predecessors(store: HotStore, cut: Cut) -> Cut:
-    """The cut, each extent begun early enough to hold the rows that its stacks reach back to."""
+    """The cut, each extent begun early enough to hold the rows that its stacks reach back to, in whichever log."""
     depth = deepest_stack(store.layout.schema) - 1
     if not depth:
         return cut
-    return Cut(tuple(Extent(e.writer, _begin(store, e, depth), e.stop) for e in cut.extents), cut.facts)
+    reach = {e.writer: (e.start, e.stop) for e in cut.extents}
+    for extent in cut.extents:
+        _reach_back(store, extent, depth, reach)
+    return Cut(tuple(Extent(w, *reach[w]) for w in sorted(reach)), cut.facts)
 
 
-def _begin(store: HotStore, extent: Extent, depth: int) -> int:
+def _reach_back(store: HotStore, extent: Extent, depth: int, reach: dict[int, tuple[int, int]]) -> None:
     log = store.log(extent.writer)
-    missing: dict[tuple[int, int], int] = {}
+    missing: dict[EpisodeKey, int] = {}
     for block, start, stop in log.pieces(extent.start, extent.stop):
         rows = block.records[start:stop]
         columns = (rows["episode_writer"].tolist(), rows["episode"].tolist(), rows["step"].tolist())
         for writer, counter, step in zip(*columns, strict=True):
-            missing.setdefault((writer, counter), min(depth, step))
+            missing.setdefault(EpisodeKey(writer, counter), min(depth, step))
     missing = {key: count for key, count in missing.items() if count}
-    at, floor = extent.start, log.first.row
-    while missing and at > floor:
-        low = max(floor, at - CHUNK_ROWS)
+    _scan_back(store, log, extent.start, missing, reach)
+
+
+def _scan_back(
+    store: HotStore, log: WriterLog, at: int, missing: dict[EpisodeKey, int], reach: dict[int, tuple[int, int]]
+) -> None:
+    """Lowers what is reached of a log until it holds so many rows of each episode below row `at`, then goes on where
+    resumed episodes come from."""
+    elsewhere: list[tuple[EpisodeKey, int]] = []
+    while missing:
+        here = [k for k in missing if k in log.resumed and at <= log.resumed[k].row]
+        elsewhere += [(k, missing.pop(k)) for k in here]
+        if not missing or at <= log.first.row:
+            break
+        low = max([log.first.row, at - CHUNK_ROWS, *(log.resumed[k].row for k in missing if k in log.resumed)])
         for block, start, stop in reversed(log.pieces(low, at)):
             rows = block.records[start:stop]
             keys = list(zip(rows["episode_writer"].tolist(), rows["episode"].tolist(), strict=True))
             steps = ((rows["flags"] & FINAL) == 0).tolist()
-            for key, is_step in zip(reversed(keys), reversed(steps), strict=True):
+            for key, is_step in zip(map(EpisodeKey._make, reversed(keys)), reversed(steps), strict=True):
                 at -= 1
                 if is_step and key in missing:
                     missing[key] -= 1
+                    low_now, stop_now = reach.get(log.writer, (at, at + 1))
+                    reach[log.writer] = min(low_now, at), max(stop_now, at + 1)
                     if not missing[key]:
                         del missing[key]
                         if not missing:
-                            return at
-    return at
+                            break
+            if not missing:
+                break
+    for key, count in elsewhere:
+        before = log.resumed[key]
+        others = [(store.log(w), upto) for w, upto in before.after if w != log.writer and w in store.logs]
+        others.sort(key=lambda o: -o[0].resumed[key].time_ns if key in o[0].resumed else 0)
+        for other, upto in others:
+            held = {key: count}
+            _scan_back(store, other, upto, held, reach)
+            count = held.get(key, 0)
+            if not count:
+                break
