@@ -14,9 +14,10 @@ from pathlib import Path
 
 from recollect.errors import CorruptionError
 from recollect.hot.files import boot_id, os_errors, try_lock
+from recollect.hot.layouts import Layouts
 from recollect.hot.seal import seal
 from recollect.hot.segment import ROWS_MASK, Segment
-from recollect.records.layout import Layout, column, frame_rows
+from recollect.records.layout import column, frame_rows
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,12 @@ class Recovery:
     verified: bool
 
 
-def recover(folder: Path, layout: Layout) -> list[Recovery]:
-    """Seals the logs of writers that died. Live writers hold their lock and are left alone."""
+def recover(folder: Path, layouts: Layouts) -> list[Recovery]:
+    """Seals the logs of writers that died. Live writers hold their lock and are left alone.
+
+    Args:
+        layouts: of every schema version, since each segment is checked as it was written.
+    """
     out: list[Recovery] = []
     if not folder.is_dir():
         return out
@@ -50,20 +55,20 @@ def recover(folder: Path, layout: Layout) -> list[Recovery]:
             continue
         try:
             if not (path / "sealed.json").exists():
-                out.append(_recover_one(path, layout))
+                out.append(_recover_one(path, layouts))
         finally:
             os.close(lock)
     return out
 
 
-def _recover_one(folder: Path, layout: Layout) -> Recovery:
+def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
     for leftover in folder.glob(".*.new"):
         leftover.unlink(missing_ok=True)
     rows = facts = lost = 0
     verified, whole = False, True
     for path in sorted(folder.glob("*.seg")):
         try:
-            segment = Segment.open_(path, layout)
+            segment = Segment.open_(path, layouts)
         except CorruptionError:
             whole = False
             continue

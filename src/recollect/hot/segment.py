@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from recollect.errors import CorruptionError
 from recollect.hot.files import boot_id, os_errors, sync_folder
+from recollect.hot.layouts import Layouts
 from recollect.records.block import Block
 from recollect.records.layout import Layout
 from recollect.schema.fields import Frames
@@ -163,11 +164,11 @@ class Segment:
         return cls(path, layout, header, regions, map_, fd)
 
     @classmethod
-    def open_(cls, path: Path, layout: Layout) -> Segment:
-        """Maps an existing segment for reading.
+    def open_(cls, path: Path, layouts: Layouts) -> Segment:
+        """Maps an existing segment for reading, in the layout of the schema version that it was written under.
 
         Raises:
-            CorruptionError: not a segment, a damaged header, or another format or schema.
+            CorruptionError: not a segment, a damaged header, another format, or a schema that the workspace never had.
         """
         with os_errors("opening segment", path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -179,10 +180,10 @@ class Segment:
         if map_ is None:
             raise CorruptionError(f"segment {str(path)!r} is cut short", value=size)
         header, regions = read_header(map_, path)
-        needed = _regions(layout, header)[1] if header.schema == layout.schema.fingerprint else -1
-        if needed < 0:
+        layout = layouts.of(header.schema)
+        if layout is None:
             raise CorruptionError(f"segment {str(path)!r} was written under another schema", value=header.schema)
-        if size < needed:
+        if size < _regions(layout, header)[1]:
             raise CorruptionError(f"segment {str(path)!r} is cut short", value=size)
         return cls(path, layout, header, regions, map_, -1)
 
