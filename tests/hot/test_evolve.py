@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import recollect as rc
 from recollect import errors
+from recollect.hot import home, translate
 from recollect.hot.files import create_exclusive
 from recollect.hot.recover import verify_segment
 from recollect.recall.results import decode_heap
@@ -226,8 +227,6 @@ def test_two_that_evolve_at_once_cannot_both_win_unseen() -> None:
 
 def test_the_one_who_comes_second_with_the_same_schema_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file appears between the look and the creation."""
-    from recollect.hot import home
-
     ws = rc.create_workspace("w", SMALL)
     create = create_exclusive
 
@@ -482,6 +481,57 @@ def test_rows_of_three_versions_equal_a_model(tmp_path_factory: pytest.TempPathF
     check(rc.open_workspace(ws.path).view(), written)
     ws.close()
     check(reader.view(), written)
+
+
+def test_later_copies_leave_the_earlier_ones_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views between appends, a few rows at a time, with lists that lie in other memory than the log's."""
+    monkeypatch.setattr(translate, "CHUNK_ROWS", 3)
+    rng = np.random.default_rng(1)
+    ws = rc.create_workspace("w", V1)
+    writer = ws.writer(durability="process")
+    ws.evolve(V2)
+    written: dict[rc.StepId, dict[str, Any]] = {}
+    for k in range(4):
+        with writer.episode() as episode:
+            for uid in range(10 * k, 10 * k + 10):
+                values = {leaf.path: random_value(rng, leaf) for leaf in V1.leaves}
+                values |= {"uid": uid, "tokens": np.arange(uid, dtype=np.int16), "note": f"n{uid}" * uid}
+                written[episode.append(**nest(values))] = values
+                if uid % 7 == 0:
+                    assert ws.recent(2)[0]["tokens"].tolist() == list(range(uid))
+        check(ws.view(), written)
+    # Now from somewhere in the middle, then the rest around it.
+    other = rc.open_workspace("w")
+    assert len(other.view(rc.Cut((rc.Extent(writer.id, 11, 17),), ())).rows) == 6
+    held = other.view()
+    check(held, written)
+    # Another version: the same rows once more, and the view of the version before stays what it was.
+    ws.evolve(V3)
+    check(other.view(), written)
+    assert held.schema == V2
+    check(held, written)
+
+
+def test_null_bits_move_between_words() -> None:
+    many = {f"x{k}": rc.Tensor("int8", optional=True) for k in range(70)}
+    old = rc.Schema({**many, "uid": rc.Tensor("int64")})
+    new = rc.Schema(
+        {
+            "a": rc.Text(optional=True),
+            "b": rc.Tensor("int8", default=1, optional=True),
+            **many,
+            "uid": rc.Tensor("int64"),
+        }
+    )
+    ws = rc.create_workspace("w", old)
+    rng = np.random.default_rng(2)
+    written: dict[rc.StepId, dict[str, Any]] = {}
+    with ws.writer() as writer, writer.episode() as episode:
+        for uid in range(30):
+            values: dict[str, Any] = {name: k % 100 if rng.random() < 0.5 else None for k, name in enumerate(many)}
+            written[episode.append(**values, uid=uid)] = {**values, "uid": uid}
+    ws.evolve(new)
+    check(ws.view(), written)
 
 
 def test_old_tails_and_final_rows_hold_the_observations_they_held() -> None:
