@@ -17,7 +17,6 @@ from recollect.hot.recover import verify_segment
 from tests.hot.versions import V1, V2, V3, VERSIONS, check, nest, packed, random_step
 from tests.support import bits, random_value, rows_of
 
-
 _seeds = st.integers(0, 2**32 - 1)
 _move = st.sampled_from("wwwwevrc")
 _limits: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
