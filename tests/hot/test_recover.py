@@ -18,6 +18,7 @@ import recollect as rc
 from recollect import errors
 from recollect.hot.files import is_locked, lock_when_free, locked, try_lock
 from recollect.hot.growing import GATE
+from recollect.hot.layouts import Layouts
 from recollect.hot.recover import recover
 from recollect.hot.segment import Segment
 from recollect.hot.tails import SLOTS, TailLanes
@@ -34,6 +35,7 @@ SCHEMA = rc.Schema(
     }
 )
 LAYOUT = Layout.of(SCHEMA)
+LAYOUTS = Layouts({1: SCHEMA}.get)
 
 
 def _fill(writer: Writer, n: int = 12) -> None:
@@ -66,7 +68,7 @@ def _closed(tmp_path: Path) -> tuple[rc.Workspace, Segment]:
     with rc.create_workspace(tmp_path / "w", SCHEMA) as ws, ws.writer() as writer:
         _fill(writer)
     ws = rc.open_workspace(tmp_path / "w")
-    return ws, Segment.open_(_log(ws) / "00000000.seg", LAYOUT)
+    return ws, Segment.open_(_log(ws) / "00000000.seg", LAYOUTS)
 
 
 @pytest.mark.parametrize("where", ["record", "plane", "heap"])
@@ -138,14 +140,14 @@ def test_of_a_copied_log_the_rows_below_its_durable_point_are_checked_too(tmp_pa
         _fill(writer)
         writer.sync()
         shutil.copytree(ws.path, tmp_path / "copy")
-        segment = Segment.open_(tmp_path / "copy" / "log" / _log(ws).name / "00000000.seg", LAYOUT)
+        segment = Segment.open_(tmp_path / "copy" / "log" / _log(ws).name / "00000000.seg", LAYOUTS)
         _rewrite(segment.path, _flip(segment.records_at + 4 * LAYOUT.itemsize + 40))
         copied = rc.open_workspace(tmp_path / "copy")
         (found,) = copied.recovered
         assert (found.rows, found.lost) == (4, Extent(writer.id, 4, 12))
         assert len(copied.view().rows) == 4
         assert [(w.visible, w.lost) for w in copied.stats().writers] == [(4, 8)]
-        assert recover(tmp_path / "copy" / "log", LAYOUT) == []
+        assert recover(tmp_path / "copy" / "log", LAYOUTS) == []
 
 
 def test_recovery_reads_only_what_was_not_durable(tmp_path: Path) -> None:

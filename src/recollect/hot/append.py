@@ -109,7 +109,8 @@ class StepAppender:
                 ):
                     target[row] = value
                 else:
-                    target[row] = self._cast(name, value, dtype, shape, ints)
+                    given = value if value is not MISSING else self._left_out(name, values)
+                    target[row] = self._cast(name, given, dtype, shape, ints)
             extra = 0
             heap_at = log.heap_used
             if prepared is not None:
@@ -176,8 +177,15 @@ class StepAppender:
 
     # -- checking ------------------------------------------------------------------------------------------
 
+    def _left_out(self, name: str, values: Mapping[str, Any]) -> Any:
+        """The default of a field that the caller left out. Raises FieldError where it has none."""
+        if name not in self.fields.defaults:
+            raise self.fields.missing(name)
+        self.fields.check_names(values)  # as many names as fields no longer means that every name is a field's
+        return self.fields.defaults[name]
+
     def _cast(self, name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...], ints: bool) -> Any:
-        if value is MISSING or value is None:
+        if value is None:
             raise self.fields.missing(name)
         if ints and type(value) is int:
             info = np.iinfo(dtype)

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recollect.errors import CorruptionError
+from recollect.errors import CorruptionError, SchemaMismatch, StoreError
 from recollect.hot.checked import Checked
 from recollect.hot.files import map_for_reading, os_errors, sync_folder
+from recollect.hot.layouts import Layouts
 from recollect.records.block import Block
 from recollect.records.layout import Layout
 from recollect.schema.fields import Frames
@@ -166,21 +167,27 @@ class Segment:
         return cls(path, layout, header, regions, map_, fd)
 
     @classmethod
-    def open_(cls, path: Path, layout: Layout) -> Segment:
-        """Maps an existing segment for reading.
+    def open_(cls, path: Path, layouts: Layouts) -> Segment:
+        """Maps an existing segment for reading, in the layout of the schema version that it was written under.
 
         Raises:
-            CorruptionError: not a segment, a damaged header, or another format or schema.
+            CorruptionError: not a segment, a damaged header, or a file that is cut short.
+            SchemaMismatch: a schema that the workspace never had.
+            StoreError: another format.
         """
         with os_errors("opening segment", path):
             map_, size = map_for_reading(path)
         if map_ is None or size < 3 * PAGE:
             raise CorruptionError(f"segment {str(path)!r} is cut short", value=size)
         header, regions = read_header(map_, path)
-        needed = _regions(layout, header)[1] if header.schema == layout.schema.fingerprint else -1
-        if needed < 0:
-            raise CorruptionError(f"segment {str(path)!r} was written under another schema", value=header.schema)
-        if size < needed:
+        layout = layouts.of(header.schema)
+        if layout is None:
+            raise SchemaMismatch(
+                f"segment {str(path)!r} was written under another schema",
+                value=header.schema,
+                remedy="Restore the workspace's schema files; the segment itself is whole",
+            )
+        if size < _regions(layout, header)[1]:
             raise CorruptionError(f"segment {str(path)!r} is cut short", value=size)
         return cls(path, layout, header, regions, map_, -1)
 
@@ -220,7 +227,7 @@ class Segment:
 
 
 def read_header(map_: mmap.mmap, path: Path) -> tuple[Header, dict[str, int]]:
-    """Raises CorruptionError."""
+    """Raises CorruptionError, or StoreError for another format."""
     if map_[:8] != MAGIC:
         raise CorruptionError(f"{str(path)!r} is not a recollect segment", value=map_[:8])
     size = int.from_bytes(map_[8:12], "little")
@@ -230,7 +237,7 @@ def read_header(map_: mmap.mmap, path: Path) -> tuple[Header, dict[str, int]]:
     data = json.loads(body)
     regions = data.pop("regions")
     if data.pop("format") != FORMAT:
-        raise CorruptionError(f"segment {str(path)!r} has a format that this release does not read")
+        raise StoreError(f"segment {str(path)!r} has a format that this release does not read")
     return Header(**{**data, "shape": Shape(**data["shape"])}), regions
 
 

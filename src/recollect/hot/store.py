@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from recollect.errors import NotFound
+from recollect.hot.layouts import Layouts
 from recollect.hot.log import WriterLog
 from recollect.records.block import Block, join_rows
 from recollect.records.build import Changed, build_view, unchanged
@@ -21,10 +22,13 @@ _live: weakref.WeakSet[HotStore] = weakref.WeakSet()
 
 
 class HotStore:
-    """The logs under one folder. Thread-safe; a forked child starts over with it."""
+    """The logs under one folder. Thread-safe; a forked child starts over with it.
 
-    def __init__(self, folder: Path, layout: Layout, name: str = "") -> None:
-        self.folder, self.layout, self.name = folder, layout, name
+    Logs that were written under older versions of the schema are read in the newest one's layout.
+    """
+
+    def __init__(self, folder: Path, layouts: Layouts, name: str = "") -> None:
+        self.folder, self.layouts, self.name = folder, layouts, name
         self.start_over()
         _live.add(self)
 
@@ -35,16 +39,23 @@ class HotStore:
         self._latest = FactIndex()
         self._indexed: dict[int, int] = {}
 
+    @property
+    def layout(self) -> Layout:
+        """What views made now have. Take it once, after the cut, for whatever must agree: a refresh may replace it."""
+        return self.layouts.newest
+
     def refresh(self) -> None:
-        """Looks for new writers and at every live writer's counter."""
+        """Looks for new writers, at every live writer's counter, and for a newer schema."""
         with self._lock:
             if self.folder.is_dir():
                 for path in self.folder.iterdir():
                     writer = -1 if path.name.startswith(".") else int(path.name, 16)
                     if writer >= 0 and writer not in self.logs and (path / "00000000.seg").exists():
-                        self.logs[writer] = WriterLog(path, self.layout)
+                        self.logs[writer] = WriterLog(path, self.layouts)
             for log in self.logs.values():
                 log.refresh()
+            # Last: what was published under a newer schema, rows or facts, was published after that schema was made.
+            self.layouts.refresh()
 
     def cut(self) -> Cut:
         """What is published now, writers in the order of their ids."""
@@ -73,6 +84,7 @@ class HotStore:
                         again = True
                         if other in self.logs:
                             self.logs[other].refresh()
+                            self.layouts.refresh()
                             stops[other] = self.logs[other].rows
                         if stops.get(other, 0) < rows:
                             stops[writer] = stop = min(stop, resumption.row)
@@ -111,30 +123,34 @@ class HotStore:
             return overlay
         return unchanged
 
-    def tails(self, ids: Ids) -> tuple[Ids, Block | None]:
-        """Waiting observations of the given steps."""
+    def tails(self, ids: Ids, layout: Layout | None = None) -> tuple[Ids, Block | None]:
+        """Waiting observations of the given steps, in `layout`, the newest when None."""
+        layout = layout or self.layout
         parts, found = [], []
         for writer in np.unique(ids["writer"]).tolist():
-            mine, block = self.log(writer).tails(ids[ids["writer"] == writer])
+            mine, block = self.log(writer).tails_in(layout, ids[ids["writer"] == writer])
             if block is not None:
                 parts.append(block)
                 found.append(mine)
         if not parts:
             return ids[:0], None
-        return np.concatenate(found), join_rows(self.layout, parts)
+        return np.concatenate(found), join_rows(layout, parts)
 
-    def pieces(self, extents: tuple[Extent, ...]) -> list[tuple[Block, int, int]]:
-        """The blocks of a list of extents, in order."""
-        return [piece for e in extents for piece in self.log(e.writer).pieces(e.start, e.stop)]
+    def pieces(self, extents: tuple[Extent, ...], layout: Layout | None = None) -> list[tuple[Block, int, int]]:
+        """The blocks of a list of extents, in order, in `layout`, the newest when None."""
+        layout = layout or self.layout
+        return [piece for e in extents for piece in self.log(e.writer).pieces_in(layout, e.start, e.stop)]
 
     def view(self, cut: Cut | None = None) -> View:
         """An immutable view of a cut, of all that is published when None."""
         cut = self.cut() if cut is None else cut
+        self.layouts.refresh()
+        layout = self.layout
         return build_view(
-            self.layout,
+            layout,
             cut,
-            self.pieces(cut.extents),
-            self.tails,
+            self.pieces(cut.extents, layout),
+            lambda ids: self.tails(ids, layout),
             lambda: self.index(cut.facts),
             self._changed(cut.facts),
             self.name,

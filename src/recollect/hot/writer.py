@@ -45,7 +45,7 @@ class Writer:
         agent: str = "",
         durability: Durability = "interval",
         mask: Masker = keep,
-        find: Callable[[str | EpisodeKey | StepId], ResumePoint] | None = None,
+        find: Callable[[str | EpisodeKey | StepId, Layout], ResumePoint] | None = None,
     ) -> None:
         self.layout, self.agent, self.durability = layout, agent, durability
         self._mask, self._find, self._folder = mask, find, folder
@@ -86,11 +86,12 @@ class Writer:
         Raises:
             NotFound: no such episode.
             EpisodeError: it has ended, or a live writer still has it open.
+            SchemaMismatch: the schema evolved since this writer was opened, and the episode has rows of the newer one.
             WriterError: the writer is closed, forked or poisoned.
         """
         assert self._find is not None, "a workspace's writers can look episodes up"
         with locked(self._folder / ".resume", RESUME_WAIT_S):
-            point = self._find(episode)
+            point = self._find(episode, self.layout)
             with self._log.lock:
                 self._log.check()
                 opened = self._open[point.key] = OpenEpisode(point.key)
