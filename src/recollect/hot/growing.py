@@ -193,6 +193,7 @@ class GrowingLog:
                 self.sync()
                 self.unusable = "closed"
                 seal(self.folder, self.first_row + self.rows, self.first_fact + self.facts, clean=True)
+                self.segment.control[2] = 1
         finally:
             self.unusable = self.unusable or "closed"
             self._release()

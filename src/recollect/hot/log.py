@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from recollect.errors import CorruptionError
+from recollect.hot.files import boot_id
 from recollect.hot.seal import read_seal
 from recollect.hot.segment import ROWS_MASK, Segment
 from recollect.hot.tails import TailFile, read_tails
@@ -33,12 +34,47 @@ class WriterLog:
         self.rows = self.facts = 0
         self.sealed = False
         self._facts: list[Fact] = []
+        self._tail_files: list[TailFile] = []
+        self._newest: Segment | None = None
+        self._watched: memoryview | None = None
+        self._word = -1
         self._lock = threading.RLock()
 
     def refresh(self) -> None:
         """Looks at the newest counters: one load per writer while no segment was added."""
+        watched = self._watched
+        if watched is not None and not (watched[2] or watched[1]) and watched[0] == self._word:
+            return
         with self._lock:
-            self._refresh()
+            watched = self._watched
+            if watched is None or self._newest is None or watched[2] or watched[1]:
+                self._refresh()
+                self._watch()
+            else:
+                self._count(self._newest, watched[0])
+
+    def _count(self, last: Segment, word: int) -> None:
+        header = last.header
+        self.rows = header.first_row + min(word & ROWS_MASK, header.shape.rows)
+        self.facts = header.first_fact + min(word >> 32, header.shape.facts)
+        self._word = word
+
+    def _watch(self) -> None:
+        """Chooses what tells that nothing is new: the newest segment's control words.
+
+        A seal need not be looked for then: while the writer lives there is none, it marks its segment when it closes,
+        and whoever seals a dead writer's log trusts the counter as this does. Not so where that counter may be wrong,
+        in a log of another boot or a copied one, which somebody may be recovering now.
+        """
+        last = self.segments[-1] if self.segments else None
+        if last is not self._newest:
+            self._newest, self._watched = last, None
+            if last is not None:
+                header, stat = last.header, last.path.stat()
+                same = (header.device, header.inode) == (stat.st_dev, stat.st_ino)
+                if same and header.boot == boot_id() != "unknown":
+                    self._watched = last.control_words()
+        self._word = -1
 
     def _refresh(self) -> None:
         if self.sealed:
@@ -66,6 +102,8 @@ class WriterLog:
     @property
     def durable_rows(self) -> int:
         """Rows that a completed sync covered. A sealed log was flushed whole before its seal."""
+        with self._lock:
+            self._refresh()
         if self.sealed:
             return self.rows
         done = 0
@@ -123,12 +161,25 @@ class WriterLog:
                 return True
         return False
 
+    def step_facts(self, start: int, stop: int) -> list[Fact]:
+        """The facts from `start` to `stop` that are about steps."""
+        out = []
+        for k, segment in enumerate(self.segments):
+            first = segment.header.first_fact
+            end = self.segments[k + 1].header.first_fact if k + 1 < len(self.segments) else self.facts
+            low, high = max(start, first), min(stop, end)
+            if low < high:
+                about = segment.facts["step_seq"][low - first : high - first]
+                out += [_parse(segment, low - first + int(row)) for row in np.flatnonzero(about >= 0)]
+        return out
+
     def tails(self, ids: Ids) -> tuple[Ids, Block | None]:
         """Observations that follow the given steps of this writer: from the tail slots, or from the successors that
         overwrote them. Each record carries the id of the step that it follows."""
         with self._lock:
-            files = [TailFile.open_(p, self.layout) for p in sorted(self.folder.glob("*.tails"))]
-            found, block = read_tails(files, ids, self.layout)
+            found, block = read_tails(self._tail_files, ids, self.layout)
+            if len(found) < len(ids) and self._open_tails():
+                found, block = read_tails(self._tail_files, ids, self.layout)
             have = set(found.tolist())
             lost = [i for i in ids.tolist() if i not in have]
             if not lost:
@@ -143,6 +194,13 @@ class WriterLog:
         joined.records["writer"], joined.records["seq"] = ids["writer"], ids["seq"]
         joined.records["flags"] = FINAL
         return ids, joined
+
+    def _open_tails(self) -> bool:
+        """Maps tail files that are new. They are numbered in the order of their creation, and none goes away."""
+        count = len(self._tail_files)
+        while (path := self.folder / f"{len(self._tail_files):08d}.tails").exists():
+            self._tail_files.append(TailFile.open_(path, self.layout))
+        return len(self._tail_files) > count
 
     def _successor(self, seq: int) -> Block | None:
         """The row after step `seq` of the same episode, as a block of one, None when there is none in this log."""

@@ -196,6 +196,12 @@ class Segment:
         """Whether the writer went on to the next segment; this one's word is then final."""
         return bool(self.control[1])
 
+    def control_words(self) -> memoryview:
+        """The publish word, the mark that the writer went on to the next segment, and the mark that it closed the log
+        and left a seal: what a reader looks at again and again."""
+        at = self.records_at - 2 * PAGE
+        return memoryview(self.map)[at : at + 24].cast("Q")
+
     @property
     def durable_word(self) -> int:
         """The publish word at the last completed sync; 0 when there was none or both slots are damaged."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from recollect.records.layout import Layout
 from recollect.records.overlay import overlay
 from recollect.view import Cut, Extent, Fact, FactIndex, Ids, View
 
+SETTLED_NS = 1_000_000_000
+"""How old a folder's time of change must be before it is believed: file systems count in ticks of some milliseconds."""
+
 
 class HotStore:
     """The logs under one folder. Thread-safe; opened anew in every process."""
@@ -25,17 +29,42 @@ class HotStore:
         self._lock = threading.RLock()
         self._latest = FactIndex()
         self._indexed: dict[int, int] = {}
+        self._growing: list[WriterLog] = []
+        self._scanned_ns = -1
 
     def refresh(self) -> None:
-        """Looks for new writers and at every live writer's counter."""
+        """Looks for new writers and at every live writer's counter: one stat and one load per writer while nothing is
+        new."""
         with self._lock:
-            if self.folder.is_dir():
-                for path in self.folder.iterdir():
-                    writer = -1 if path.name.startswith(".") else int(path.name, 16)
-                    if writer >= 0 and writer not in self.logs and (path / "00000000.seg").exists():
-                        self.logs[writer] = WriterLog(path, self.layout)
-            for log in self.logs.values():
+            self._discover()
+            ended = False
+            for log in self._growing:
                 log.refresh()
+                ended = ended or log.sealed
+            if ended:
+                self._growing = [log for log in self._growing if not log.sealed]
+
+    def _discover(self) -> None:
+        """Opens the logs of new writers. The folder's time of change says whether there can be any, unless it is so
+        young that a change might not have moved it."""
+        try:
+            changed_ns = self.folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if changed_ns == self._scanned_ns:
+            return
+        now_ns = time.time_ns()
+        unborn = False
+        for path in self.folder.iterdir():
+            writer = -1 if path.name.startswith(".") else int(path.name, 16)
+            if writer < 0 or writer in self.logs:
+                continue
+            if (path / "00000000.seg").exists():
+                log = self.logs[writer] = WriterLog(path, self.layout)
+                self._growing.append(log)
+            else:
+                unborn = unborn or not (path / "sealed.json").exists()
+        self._scanned_ns = -1 if unborn or now_ns - changed_ns < SETTLED_NS else changed_ns
 
     def cut(self) -> Cut:
         """What is published now, writers in the order of their ids."""
