@@ -178,7 +178,8 @@ def test_a_predecessor_that_was_looked_at_too_early_is_looked_for_again(monkeypa
         opening.episode().append(uid=100, reward=0.0)
         source.at(0)
         earlier, _ = _handed_over(ws)
-        look, looks = WriterLog.refresh, []
+        look = WriterLog.refresh
+        looks: list[int] = []
 
         def late(log: WriterLog) -> None:
             if log.writer == earlier.id:
@@ -213,7 +214,12 @@ def test_a_refresh_with_nothing_new_touches_counters_only(monkeypatch: pytest.Mo
 
         def forbid(owner: Any, name: str) -> None:
             real = getattr(owner, name)
-            monkeypatch.setattr(owner, name, lambda *a, **k: (calls.append(name), real(*a, **k))[1])
+
+            def counted(*a: Any, **k: Any) -> Any:
+                calls.append(name)
+                return real(*a, **k)
+
+            monkeypatch.setattr(owner, name, counted)
 
         for owner, names in {
             os: ("listdir", "scandir", "open"),
@@ -299,7 +305,7 @@ def test_a_cut_whose_rows_are_gone_is_refused_by_name() -> None:
         writer.episode().append(uid=0, reward=0.0)
         source = a.live()
         cut = source.at(0).cut
-        assert_same(everything(source.pinned(cut)), everything(source.at(0)))  # type: ignore[arg-type]
+        assert_same(everything(source.pinned(cut)), everything(source.at(0)))
         with pytest.raises(errors.NotFound, match=f"rows 0 to 1 of writer {writer.id}"):
             b.live().pinned(cut)
         with pytest.raises(errors.NotFound, match="rows 0 to 5"):

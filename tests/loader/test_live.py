@@ -168,7 +168,7 @@ def test_training_while_another_process_appends(last: int | None) -> None:
                 assert child.stdout is not None and child.stdout.readline() == "0\n"
             source = ws.live(last=last)
             loader = rc.Loader(source, batch_size=64, seed=0, output="numpy", lag=1)
-            newest = []
+            newest: list[int] = []
             while any(child.poll() is None for child in children) or len(newest) < 50:
                 batch = next(loader)
                 uid = batch["uid"]

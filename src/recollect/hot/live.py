@@ -223,7 +223,7 @@ class LiveSource:
 
     def _make_view(self, rows: Growing, facts: tuple[tuple[int, int], ...]) -> GrownView:
         store = self._store
-        return GrownView(rows.anchors(store.tails), facts, lambda: store.index(facts), store.name)
+        return GrownView(rows.anchors(store.tails_by_writer), facts, lambda: store.index(facts), store.name)
 
     def _rebuilt(self, cut: Cut, first: int) -> tuple[Growing, FactIndex]:
         """The rows of a cut, and its step facts."""

@@ -108,17 +108,21 @@ class HotStore:
             return overlay
         return unchanged
 
-    def tails(self, ids: Ids) -> tuple[Ids, Block | None]:
-        """Waiting observations of the given steps."""
-        parts, found = [], []
+    def tails_by_writer(self, ids: Ids) -> list[tuple[Ids, Block]]:
+        """Waiting observations of the given steps: for each writer that has some, their ids and a block of them."""
+        out = []
         for writer in np.unique(ids["writer"]).tolist():
-            mine, block = self.log(writer).tails(ids[ids["writer"] == writer])
+            found, block = self.log(writer).tails(ids[ids["writer"] == writer])
             if block is not None:
-                parts.append(block)
-                found.append(mine)
+                out.append((found, block))
+        return out
+
+    def tails(self, ids: Ids) -> tuple[Ids, Block | None]:
+        """Waiting observations of the given steps, as one block."""
+        parts = self.tails_by_writer(ids)
         if not parts:
             return ids[:0], None
-        return np.concatenate(found), join_rows(self.layout, parts)
+        return np.concatenate([found for found, _ in parts]), join_rows(self.layout, [block for _, block in parts])
 
     def pieces(self, extents: tuple[Extent, ...]) -> list[tuple[Block, int, int]]:
         """The blocks of a list of extents, in order."""

@@ -21,7 +21,8 @@ from recollect.records.overlay import overlay
 from recollect.schema import Frames
 from recollect.view import FactIndex, Ids, Slots, StepId
 
-Tails = Callable[[Ids], tuple[Ids, Block | None]]
+Tails = Callable[[Ids], list[tuple[Ids, Block]]]
+"""Given ids of steps: those whose next observations wait in tails, in groups with a block of one row each."""
 KEPT_ROWS = 4096
 """So many rows behind the window are always kept: below it, giving them up costs more than it frees."""
 _ROWS = ("address", "block", "flags", "group", "before", "after", "final", "steps", "cuts", "patch")
@@ -229,10 +230,10 @@ class Growing:
         if missing:
             at = np.array(missing, np.int64)
             ids = GrownRows(self._moment(_NONE, ())).ids(at)
-            found, block = tails(ids)
-            if block is not None:
-                slot_of = dict(zip(ids.tolist(), missing, strict=True))
-                at_byte, size = block.records.ctypes.data, self.layout.itemsize
+            slot_of = dict(zip(ids.tolist(), missing, strict=True))
+            size = self.layout.itemsize
+            for found, block in tails(ids):
+                at_byte = block.records.ctypes.data
                 planes = tuple(block.planes[leaf.path].ctypes.data for leaf in self.layout.wide)
                 for k, i in enumerate(found.tolist()):
                     known[slot_of[i]] = Tail(block, k, at_byte + k * size, planes)
