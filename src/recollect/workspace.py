@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from recollect.errors import ArgumentError, SchemaError
+from recollect.errors import ArgumentError, SchemaError, StoreError
 from recollect.hot import home
 from recollect.hot.facts import check_facts, check_step_facts
 from recollect.hot.growing import Durability
 from recollect.hot.home import Description
 from recollect.hot.live import LiveSource
 from recollect.hot.recover import Recovery, recover
+from recollect.hot.resume import ResumePoint, resume_point
 from recollect.hot.store import HotStore
 from recollect.hot.writer import Writer
 from recollect.masking import Masker, keep
@@ -38,16 +40,21 @@ class WriterStats:
 
     Attributes:
         writer: its id; `agent` the name it was given.
-        rows, facts: what readers see.
-        durable_rows: rows that are known to survive power loss.
+        appended: rows ever appended.
+        visible: rows that can be read here.
+        durable: rows known to survive power loss, counted from the first one appended.
+        facts: facts that can be read here.
+        lost: rows that recovery found damaged after their writer's death, and cut off.
         live: whether it can still grow.
     """
 
     writer: int
     agent: str
-    rows: int
+    appended: int
+    visible: int
+    durable: int
     facts: int
-    durable_rows: int
+    lost: int
     live: bool
 
 
@@ -67,8 +74,12 @@ class WorkspaceStats:
     writers: tuple[WriterStats, ...]
 
 
+_live: weakref.WeakSet[Workspace] = weakref.WeakSet()
+
+
 class Workspace:
-    """The append-only log that live agents write to and recall from. Thread-safe; open it anew in every process.
+    """The append-only log that live agents write to and recall from. Thread-safe. A forked child may go on reading with
+    its parent's handle; its writers are its own.
 
     Get one from `create_workspace` or `open_workspace`.
 
@@ -81,13 +92,18 @@ class Workspace:
         self.name, self.path, self.id = description.name, description.path, description.id
         self.durability: Durability = description.durability
         self._mask = mask
-        self._lock = threading.Lock()
         self._store: HotStore | None = None
-        self._annotator: Writer | None = None
-        self._writers: list[Writer] = []
+        self.start_over()
+        _live.add(self)
         self.recovered: list[Recovery] = []
         if self.schema is not None:
             self.recovered = recover(self.path / "log", self._hot().layout)
+
+    def start_over(self) -> None:
+        """In a forked child: the parent's writers are not this handle's, and nobody holds its lock."""
+        self._lock = threading.Lock()
+        self._annotator: Writer | None = None
+        self._writers: list[Writer] = []
 
     # -- schema --------------------------------------------------------------------------------------------
 
@@ -131,10 +147,21 @@ class Workspace:
         if chosen not in home.DURABILITIES:
             raise ArgumentError("unknown durability", value=chosen, remedy=f"One of {', '.join(home.DURABILITIES)}")
         writer = Writer(
-            self.path / "log", self._hot().layout, agent=self._mask(agent), durability=chosen, mask=self._mask
+            self.path / "log",
+            self._hot().layout,
+            agent=self._mask(agent),
+            durability=chosen,
+            mask=self._mask,
+            find=self._resume_point,
         )
         self._writers = [w for w in self._writers if w.is_open] + [writer]
         return writer
+
+    def _resume_point(self, target: str | EpisodeKey | StepId) -> ResumePoint:
+        store = self._hot()
+        key = recalled.resolve(store, store.cut(), target)
+        recalled.require_episode(store, key, target)
+        return resume_point(store, key)
 
     def annotate(self, target: str | EpisodeKey | StepId, **facts: Any) -> StepId:
         """Adds late facts about an episode (by id or key) or a step (by StepId). The newest wins, all are kept.
@@ -215,9 +242,10 @@ class Workspace:
         if self.schema is None:
             return WorkspaceStats(0, 0, 0, 0, 0, 0, 0, 0, _disk_bytes(self.path), ())
         store = self._hot()
+        alive = set(home.live_writers(self.path))  # before the logs: a log that is sealed since is not live
         view = store.view()
+        stops = {e.writer: e.stop for e in view.cut.extents}
         logs = [store.logs[w] for w in sorted(store.logs)]
-        alive = set(home.live_writers(self.path))
         return WorkspaceStats(
             rows=len(view.rows),
             steps=int((~view.episodes.is_final).sum()),
@@ -229,7 +257,16 @@ class Workspace:
             nan_rewards=nan_rewards(view),
             disk_bytes=_disk_bytes(self.path),
             writers=tuple(
-                WriterStats(log.writer, log.agent, log.rows, log.facts, log.durable_rows, log.writer in alive)
+                WriterStats(
+                    writer=log.writer,
+                    agent=log.agent,
+                    appended=log.rows,
+                    visible=stops.get(log.writer, 0),
+                    durable=log.durable_rows,
+                    facts=log.facts,
+                    lost=0 if log.lost is None else log.lost[1] - log.lost[0],
+                    live=log.writer in alive and not log.sealed,
+                )
                 for log in logs
             ),
         )
@@ -323,7 +360,12 @@ def create_workspace(
 
 def open_workspace(name: str | os.PathLike[str], *, mask: Masker = keep) -> Workspace:
     """Opens a workspace, and seals the logs of writers that have died. Raises NotFound."""
-    return Workspace(home.describe(home.workspace_path(name)), mask)
+    path = home.workspace_path(name)
+    try:
+        return Workspace(home.describe(path), mask)
+    except (FileNotFoundError, StoreError):
+        home.describe(path)  # it may have been deleted meanwhile
+        raise
 
 
 def list_workspaces() -> list[str]:
@@ -343,3 +385,11 @@ def delete_workspace(name: str | os.PathLike[str]) -> None:
 
 def _disk_bytes(path: Path) -> int:
     return sum(p.stat().st_blocks * 512 for p in path.rglob("*") if p.is_file())
+
+
+def _after_fork() -> None:
+    for workspace in list(_live):
+        workspace.start_over()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -15,14 +15,25 @@ import pytest
 import recollect as rc
 from recollect import errors
 from recollect.hot import growing
+from recollect.hot.live import LiveSource
 from recollect.hot.log import WriterLog
-from recollect.hot.seal import seal
 from recollect.hot.store import HotStore
 from recollect.records import grow
 from tests.hot.live_world import World, assert_same, everything, resumed
-from tests.support import SCHEMAS, bits
+from tests.support import SCHEMAS, bits, run_python
 
 PLAIN = rc.Schema({"uid": rc.Tensor("int64"), "reward": rc.Tensor("float32")})
+UNPUBLISHED = """
+import os, sys
+import recollect as rc
+from recollect.hot.growing import GrowingLog
+ws = rc.open_workspace(sys.argv[1])
+episode = ws.writer(durability="process").episode()
+for uid in range(3):
+    if uid == 2:
+        GrowingLog.publish = lambda self: os._exit(0)
+    episode.append(uid=uid, reward=0.0)
+"""
 SEEDS = [0, *(pytest.param(s, marks=pytest.mark.torture) for s in range(1, 40))]
 
 
@@ -267,23 +278,23 @@ def test_closed_logs_are_looked_at_no_more() -> None:
         assert len(source.at(0).cut.facts) == 2, "a log that closes says that its episodes were interrupted"
         logs = ws._hot().logs
         assert [logs[w.id].sealed for w in writers] == [True, True, False]
-        assert [s.durable_rows for s in ws.stats().writers if not s.live] == [1, 1]
+        assert [s.durable for s in ws.stats().writers if not s.live] == [1, 1]
         assert [log.writer for log in source._growing] == [writers[2].id]
 
 
-def test_a_log_whose_counter_may_be_wrong_is_believed_from_its_seal_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copied log, which somebody else is recovering while it is read."""
+def test_a_dead_writers_log_is_what_its_recovery_says() -> None:
+    """A frame that was whole when its writer died counts, published or not; readers find the seal by its mark."""
     with rc.create_workspace("w", PLAIN) as ws:
-        writer = ws.writer()
-        writer.episode().append(uid=0, reward=0.0)
-        monkeypatch.setattr("recollect.hot.log.boot_id", lambda: "another")
+        child = run_python(UNPUBLISHED, str(ws.path))
         store = HotStore(ws.path / "log", ws._hot().layout)
-        assert store.cut().rows == 1
-        log = store.log(writer.id)
-        assert not log.sealed
-        seal(log.folder, 1, 0, clean=False)
-        store.refresh()
-        assert log.sealed
+        source = LiveSource(store)
+        before = source.at(0)
+        assert before.rows.gather(np.arange(2), ("uid",))["uid"].tolist() == [0, 1]
+        assert before.cut.rows == 2 and child == ""
+        assert [r.rows for r in rc.open_workspace("w").recovered] == [3]
+        view = source.at(0)
+        assert view.rows.gather(np.arange(3), ("uid",))["uid"].tolist() == [0, 1, 2]
+        assert store.logs[view.cut.extents[0].writer].sealed
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

@@ -29,13 +29,12 @@ class OpenEpisode:
         step: index of the next step.
         ended: whether a terminated or truncated step closed it.
         judged: whether a status was given, so that leaving it is not an interruption.
-        lane: its pair of tail slots, None before it needs one.
-        turn: which slot of the pair holds the newest tail.
-        pending: whether that slot holds the observation after the newest step.
+        lane: its tail slots, None before it needs them.
+        pending: whether the newest of them holds the observation after the newest step.
         history: frames path → the newest `stack - 1` planes, oldest first.
     """
 
-    __slots__ = ("ended", "history", "id", "judged", "key", "lane", "pending", "step", "turn")
+    __slots__ = ("ended", "history", "id", "judged", "key", "lane", "pending", "step")
 
     def __init__(self, key: EpisodeKey) -> None:
         self.key = key
@@ -44,7 +43,6 @@ class OpenEpisode:
         self.ended = False
         self.judged = False
         self.lane: int | None = None
-        self.turn = 0
         self.pending = False
         self.history: dict[str, list[NDArray[Any]]] = {}
 

@@ -21,13 +21,14 @@ from typing import cast
 from recollect.errors import AlreadyExists, ArgumentError, CorruptionError, NotFound, StoreError, WriterError
 from recollect.hot.files import (
     create_exclusive,
+    is_locked,
+    locked,
     make_folder,
     os_errors,
     refuse_network_file_system,
     sync_folder,
-    try_lock,
 )
-from recollect.hot.growing import Durability
+from recollect.hot.growing import GATE, GATE_WAIT_S, Durability
 from recollect.schema import Schema
 
 FORMAT = 1
@@ -152,13 +153,8 @@ def live_writers(path: Path) -> list[int]:
     out = []
     log = path / "log"
     for folder in sorted(log.iterdir()) if log.is_dir() else ():
-        if not (folder / "lock").exists() or (folder / "sealed.json").exists():
-            continue
-        fd = try_lock(folder / "lock")
-        if fd is None:
+        if not folder.name.startswith(".") and is_locked(folder / "lock"):
             out.append(int(folder.name, 16))
-        else:
-            os.close(fd)
     return out
 
 
@@ -171,16 +167,18 @@ def delete(path: Path) -> None:
     """
     if not (path / "workspace.json").exists():
         describe(path)
-    alive = live_writers(path)
-    if alive:
-        raise WriterError(
-            f"workspace {path.name!r} has {len(alive)} live writers",
-            remedy="Stop the agents that write to it first",
-        )
     grave = path.with_name(f".{path.name}.deleted.{uuid.uuid4().hex[:8]}")
     with os_errors("deleting workspace", path):
-        path.rename(grave)
-        sync_folder(path.parent)
+        make_folder(path / "log")
+        with locked(path / "log" / GATE, GATE_WAIT_S):
+            alive = live_writers(path)
+            if alive:
+                raise WriterError(
+                    f"workspace {path.name!r} has {len(alive)} live writers",
+                    remedy="Stop the agents that write to it first",
+                )
+            path.rename(grave)
+            sync_folder(path.parent)
         try:
             shutil.rmtree(grave)
         except OSError as e:

@@ -5,17 +5,33 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from recollect.errors import CorruptionError
-from recollect.hot.files import boot_id
-from recollect.hot.seal import read_seal
-from recollect.hot.segment import ROWS_MASK, Segment
-from recollect.hot.tails import TailFile, read_tails
+from recollect.hot.seal import Seal, read_seal
+from recollect.hot.segment import RESUMPTION, ROWS_MASK, Segment
+from recollect.hot.tails import TailFile, damaged_slots, read_tails
 from recollect.records.block import Block, join_rows
 from recollect.records.layout import FINAL, Layout
 from recollect.view import EpisodeKey, Fact, Ids, StepId, make_ids
+
+
+class Resumption(NamedTuple):
+    """An episode goes on in this log.
+
+    Attributes:
+        key: the episode.
+        row: rows of this log from here on may be its own.
+        after: (writer, rows): they come after the rows below these counts.
+        time_ns: when.
+    """
+
+    key: EpisodeKey
+    row: int
+    after: tuple[tuple[int, int], ...]
+    time_ns: int
 
 
 class WriterLog:
@@ -24,7 +40,7 @@ class WriterLog:
     Attributes:
         writer: the writer's id.
         rows, facts: published counts.
-        sealed: whether the log will never grow again.
+        resumed: episodes that go on in this log.
     """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
@@ -32,7 +48,9 @@ class WriterLog:
         self.writer = int(folder.name, 16)
         self.segments: list[Segment] = []
         self.rows = self.facts = 0
-        self.sealed = False
+        self._seal: Seal | None = None
+        self.resumed: dict[EpisodeKey, Resumption] = {}
+        self._scanned = 0
         self._facts: list[Fact] = []
         self._tail_files: list[TailFile] = []
         self._newest: Segment | None = None
@@ -52,6 +70,8 @@ class WriterLog:
                 self._watch()
             else:
                 self._count(self._newest, watched[0])
+                if self.facts > self._scanned:
+                    self._find_resumptions()
 
     def _count(self, last: Segment, word: int) -> None:
         header = last.header
@@ -60,39 +80,65 @@ class WriterLog:
         self._word = word
 
     def _watch(self) -> None:
-        """Chooses what tells that nothing is new: the newest segment's control words.
-
-        A seal need not be looked for then: while the writer lives there is none, it marks its segment when it closes,
-        and whoever seals a dead writer's log trusts the counter as this does. Not so where that counter may be wrong,
-        in a log of another boot or a copied one, which somebody may be recovering now.
-        """
+        """Chooses what tells that nothing is new: the newest segment's control words. Whoever seals a log marks its
+        segments first, so that no reader needs to look for the seal itself."""
         last = self.segments[-1] if self.segments else None
         if last is not self._newest:
-            self._newest, self._watched = last, None
-            if last is not None:
-                header, stat = last.header, last.path.stat()
-                same = (header.device, header.inode) == (stat.st_dev, stat.st_ino)
-                if same and header.boot == boot_id() != "unknown":
-                    self._watched = last.control_words()
+            self._newest, self._watched = last, None if last is None else last.control_words()
         self._word = -1
 
     def _refresh(self) -> None:
-        if self.sealed:
-            return
+        if not self.sealed:
+            self._look()
+            if self.facts > self._scanned:
+                self._find_resumptions()
+
+    def _look(self) -> None:
         seal = read_seal(self.folder)
+        if seal is not None:
+            while len(self.segments) < seal.segments:
+                if not self._open_next():
+                    raise CorruptionError(
+                        f"segment {len(self.segments)} of writer {self.writer} is missing in {str(self.folder)!r}",
+                        remedy="Restore the workspace from a backup or a buffer",
+                    )
+            self.rows, self.facts, self._seal = seal.rows, seal.facts, seal
+            return
         if not self.segments:
             self._open_next()
         while self.segments:
             last, word = self.segments[-1], self.segments[-1].word
-            self.rows = last.header.first_row + (word & ROWS_MASK)
-            self.facts = last.header.first_fact + (word >> 32)
-            # The mark that a segment was rolled over may have been lost with the power; a seal knows better.
-            more = seal is not None and (self.rows < seal["rows"] or self.facts < seal["facts"])
-            if not ((more or last.rolled) and self._open_next()):
+            shape = last.header.shape
+            self.rows = last.header.first_row + min(word & ROWS_MASK, shape.rows)
+            self.facts = last.header.first_fact + min(word >> 32, shape.facts)
+            if not (last.rolled and self._open_next()):
                 break
-        if seal is not None:
-            self.rows, self.facts = min(self.rows, seal["rows"]), min(self.facts, seal["facts"])
-            self.sealed = True
+
+    def _find_resumptions(self) -> None:
+        for k, segment in enumerate(self.segments):
+            first = segment.header.first_fact
+            low, high = max(self._scanned, first) - first, self._facts_end(k) - first
+            if low >= high:
+                continue
+            segment.checked.require_facts(high)
+            for row in (low + np.flatnonzero(segment.facts["kind"][low:high] == RESUMPTION)).tolist():
+                found = _resumption(segment, row)
+                self.resumed[found.key] = found
+        self._scanned = self.facts
+
+    def _facts_end(self, k: int) -> int:
+        """Where the facts of segment `k` end."""
+        return self.segments[k + 1].header.first_fact if k + 1 < len(self.segments) else self.facts
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the log will never grow again."""
+        return self._seal is not None
+
+    @property
+    def lost(self) -> tuple[int, int] | None:
+        """Rows `[start, stop)` that recovery found damaged and cut off."""
+        return None if self._seal is None else self._seal.lost
 
     @property
     def agent(self) -> str:
@@ -120,13 +166,18 @@ class WriterLog:
         return True
 
     def pieces(self, start: int, stop: int) -> list[tuple[Block, int, int]]:
-        """The blocks that hold rows `start` to `stop`, in order."""
+        """The blocks that hold rows `start` to `stop`, in order; each row's checksum was looked at.
+
+        Raises:
+            CorruptionError: a row is damaged, or not there.
+        """
         out = []
         for k, segment in enumerate(self.segments):
             first = segment.header.first_row
             end = self.segments[k + 1].header.first_row if k + 1 < len(self.segments) else self.rows
             low, high = max(start, first), min(stop, end)
             if low < high:
+                segment.checked.require_rows(low - first, high - first)
                 out.append((segment.block, low - first, high - first))
         if sum(b - a for _, a, b in out) != max(0, stop - start):
             raise CorruptionError(
@@ -146,19 +197,22 @@ class WriterLog:
             if len(self._facts) >= stop:
                 break
             first = segment.header.first_fact
-            end = self.segments[k + 1].header.first_fact if k + 1 < len(self.segments) else self.facts
+            end = self._facts_end(k)
             if end <= len(self._facts):
                 continue
+            segment.checked.require_facts(min(stop, end) - first)
             for row in range(len(self._facts) - first, min(stop, end) - first):
                 self._facts.append(_parse(segment, row))
         return self._facts[:stop]
 
     def has_step_facts(self, stop: int) -> bool:
         """Whether any fact below `stop` is about a step rather than an episode."""
-        for segment in self.segments:
-            count = min(stop - segment.header.first_fact, len(segment.facts))
-            if count > 0 and (segment.facts["step_seq"][:count] >= 0).any():
-                return True
+        for k, segment in enumerate(self.segments):
+            count = min(stop, self._facts_end(k)) - segment.header.first_fact
+            if count > 0:
+                segment.checked.require_facts(count)
+                if (segment.facts["step_seq"][:count] >= 0).any():
+                    return True
         return False
 
     def step_facts(self, start: int, stop: int) -> list[Fact]:
@@ -166,26 +220,37 @@ class WriterLog:
         out = []
         for k, segment in enumerate(self.segments):
             first = segment.header.first_fact
-            end = self.segments[k + 1].header.first_fact if k + 1 < len(self.segments) else self.facts
-            low, high = max(start, first), min(stop, end)
+            low, high = max(start, first) - first, min(stop, self._facts_end(k)) - first
             if low < high:
-                about = segment.facts["step_seq"][low - first : high - first]
-                out += [_parse(segment, low - first + int(row)) for row in np.flatnonzero(about >= 0)]
+                segment.checked.require_facts(high)
+                about = segment.facts["step_seq"][low:high]
+                out += [_parse(segment, low + int(row)) for row in np.flatnonzero(about >= 0)]
         return out
 
     def tails(self, ids: Ids) -> tuple[Ids, Block | None]:
         """Observations that follow the given steps of this writer: from the tail slots, or from the successors that
         overwrote them. Each record carries the id of the step that it follows."""
         with self._lock:
-            found, block = read_tails(self._tail_files, ids, self.layout)
-            if len(found) < len(ids) and self._open_tails():
-                found, block = read_tails(self._tail_files, ids, self.layout)
+            files = self._open_tails(known=True)
+            found, block = read_tails(files, ids, self.layout)
+            if len(found) < len(ids):
+                files = self._open_tails(known=False)
+                if self._seal is not None and len(files) < self._seal.tails:
+                    raise CorruptionError(f"a tails file of writer {self.writer} is missing in {str(self.folder)!r}")
+                found, block = read_tails(files, ids, self.layout)
             have = set(found.tolist())
             lost = [i for i in ids.tolist() if i not in have]
             if not lost:
                 return found, block
             self._refresh()
             later = [(i, s) for i in lost if (s := self._successor(i[1])) is not None]
+            gone = self._seal is not None and len(later) < len(lost)
+            paths = [file.path for file in files] if gone else []
+            if gone and damaged_slots(paths, self.layout) > self._seal.lost_tails:  # type: ignore[union-attr]
+                raise CorruptionError(
+                    f"the observation that waits after step {self.writer}:{lost[0][1]} is damaged",
+                    remedy="`recollect verify` says what else is; restore the workspace from a backup or a buffer",
+                )
         if not later:
             return found, block
         parts = [block] if block is not None else []
@@ -195,12 +260,16 @@ class WriterLog:
         joined.records["flags"] = FINAL
         return ids, joined
 
-    def _open_tails(self) -> bool:
-        """Maps tail files that are new. They are numbered in the order of their creation, and none goes away."""
-        count = len(self._tail_files)
-        while (path := self.folder / f"{len(self._tail_files):08d}.tails").exists():
-            self._tail_files.append(TailFile.open_(path, self.layout))
-        return len(self._tail_files) > count
+    def _open_tails(self, *, known: bool) -> list[TailFile]:
+        """The maps of the tails files, or of those that are mapped already. They are numbered in the order of their
+        creation, and none goes away. A log that cannot grow is seldom asked, and gives its maps up."""
+        files = self._tail_files
+        if not known:
+            while (path := self.folder / f"{len(files):08d}.tails").exists():
+                files.append(TailFile.open_(path, self.layout))
+        if self._seal is not None:
+            self._tail_files = []
+        return files
 
     def _successor(self, seq: int) -> Block | None:
         """The row after step `seq` of the same episode, as a block of one, None when there is none in this log."""
@@ -217,10 +286,21 @@ class WriterLog:
         return None
 
 
-def _parse(segment: Segment, row: int) -> Fact:
+def _body(segment: Segment, row: int) -> dict[str, Any]:
     record = segment.facts[row]
     at, count = int(record["heap_at"]), int(record["heap_bytes"])
-    body = segment.heap[at : at + count].tobytes()
+    values: dict[str, Any] = json.loads(segment.heap[at : at + count].tobytes())
+    return values
+
+
+def _resumption(segment: Segment, row: int) -> Resumption:
+    record, body = segment.facts[row], _body(segment, row)
+    key = EpisodeKey(int(record["episode_writer"]), int(record["episode"]))
+    return Resumption(key, body["row"], tuple((int(w), int(n)) for w, n in body["after"]), int(record["time"]))
+
+
+def _parse(segment: Segment, row: int) -> Fact:
+    record, body = segment.facts[row], _body(segment, row)
     step = int(record["step_seq"])
     return Fact(
         int(record["writer"]),
@@ -228,5 +308,5 @@ def _parse(segment: Segment, row: int) -> Fact:
         int(record["time"]),
         EpisodeKey(int(record["episode_writer"]), int(record["episode"])),
         None if step < 0 else StepId(int(record["step_writer"]), step),
-        json.loads(body),
+        body["values"] if record["kind"] == RESUMPTION else body,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,19 @@ from recollect.view import Cut, Extent, Fact, FactIndex, Ids, View
 
 SETTLED_NS = 1_000_000_000
 """How old a folder's time of change must be before it is believed: file systems count in ticks of some milliseconds."""
+_live: weakref.WeakSet[HotStore] = weakref.WeakSet()
 
 
 class HotStore:
-    """The logs under one folder. Thread-safe; opened anew in every process."""
+    """The logs under one folder. Thread-safe; a forked child starts over with it."""
 
     def __init__(self, folder: Path, layout: Layout, name: str = "") -> None:
         self.folder, self.layout, self.name = folder, layout, name
+        self.start_over()
+        _live.add(self)
+
+    def start_over(self) -> None:
+        """Forgets what was read. Another thread may have been reading when the process forked."""
         self.logs: dict[int, WriterLog] = {}
         self._lock = threading.RLock()
         self._latest = FactIndex()
@@ -70,10 +78,33 @@ class HotStore:
         """What is published now, writers in the order of their ids."""
         self.refresh()
         logs = [self.logs[w] for w in sorted(self.logs)]
+        stops = self._with_predecessors({log.writer: log.rows for log in logs})
         return Cut(
-            tuple(Extent(log.writer, 0, log.rows) for log in logs if log.rows),
+            tuple(Extent(w, 0, stop) for w, stop in stops.items() if stop),
             tuple((log.writer, log.facts) for log in logs if log.facts),
         )
+
+    def _with_predecessors(self, stops: dict[int, int]) -> dict[int, int]:
+        """Counters that were read one after the other, raised until every resumed episode has the rows before it.
+
+        Those were published before it went on, so looking again finds them. Where they are lost, because a log was
+        copied while it grew, the rows that came after them are left out.
+        """
+        again = True
+        while again:
+            again = False
+            for writer, stop in stops.items():
+                for resumption in self.logs[writer].resumed.values():
+                    for other, rows in resumption.after if resumption.row < stop else ():
+                        if stops.get(other, 0) >= rows:
+                            continue
+                        again = True
+                        if other in self.logs:
+                            self.logs[other].refresh()
+                            stops[other] = self.logs[other].rows
+                        if stops.get(other, 0) < rows:
+                            stops[writer] = stop = min(stop, resumption.row)
+        return stops
 
     def log(self, writer: int) -> WriterLog:
         if writer not in self.logs:
@@ -140,3 +171,11 @@ class HotStore:
             self._changed(cut.facts),
             self.name,
         )
+
+
+def _after_fork() -> None:
+    for store in list(_live):
+        store.start_over()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -66,6 +66,10 @@ class Snapshot:
     message: str
 
 
+PROMOTER_WAIT_S = 600.0
+"""How long a promotion waits for another one of the same workspace to the same buffer."""
+
+
 def snapshot(
     store: HotStore,
     workspace: str,
@@ -84,13 +88,13 @@ def snapshot(
     Raises:
         AlreadyExists: the tag names another version.
         SchemaMismatch: the buffer has another schema.
-        ConflictError: others committed first, 50 times over.
+        ConflictError: others committed first, 50 times over; or another promotion from here did not end.
         StoreError: the store cannot be reached or written.
     """
     check_tag(tag)
     started = time.perf_counter()
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with locked(lock):
+    with locked(lock, PROMOTER_WAIT_S):
         return _Promotion(store, workspace, location, tag, progress, started).run()
 
 

@@ -141,6 +141,7 @@ class Growing:
         """The block's number; one that is not known yet is kept from now on."""
         known = self._block_of.get(id(block))
         if known is None:
+            assert block.records.strides == (self.layout.itemsize,), "rows are addressed by the layout's offsets"
             known = self._block_of[id(block)] = len(self._blocks)
             self._planes = _room(self._planes, known + 1)
             self._planes[known] = [block.planes[leaf.path].ctypes.data for leaf in self.layout.wide]
@@ -233,6 +234,7 @@ class Growing:
             slot_of = dict(zip(ids.tolist(), missing, strict=True))
             size = self.layout.itemsize
             for found, block in tails(ids):
+                assert block.records.strides == (size,), "rows are addressed by the layout's offsets"
                 at_byte = block.records.ctypes.data
                 planes = tuple(block.planes[leaf.path].ctypes.data for leaf in self.layout.wide)
                 for k, i in enumerate(found.tolist()):
