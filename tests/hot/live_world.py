@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 import recollect as rc
-from recollect.hot.fields import OpenEpisode
 from recollect.hot.writer import Episode
 from recollect.records.rows import PackedRows
 from recollect.schema.fields import is_heap
@@ -140,18 +139,10 @@ class World:
         if not self.given_up or not self.writers:
             return
         old = self.given_up.pop(int(self.rng.integers(len(self.given_up))))
-        if old.episode._state.step:
+        open_still = old.episode._state.judged and old.writer in self.writers  # judged, so not marked interrupted
+        if old.episode._state.step and not open_still:
             writer = self.writers[int(self.rng.choice(list(self.writers)))]
-            self.open.append(_Open(writer.id, resumed(writer, old.episode)))
-
-
-def resumed(writer: rc.Writer, episode: Episode) -> Episode:
-    """The episode, to be gone on with in another writer's log."""
-    old = episode._state
-    state = OpenEpisode(old.key)
-    state.step, state.judged = old.step, True
-    state.history = {path: list(planes) for path, planes in old.history.items()}
-    return Episode(writer, state)
+            self.open.append(_Open(writer.id, writer.resume_episode(old.episode.key)))
 
 
 def everything(view: rc.View, *, first: int = 0, batches: bool = True) -> dict[str, Any]:

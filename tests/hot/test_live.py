@@ -19,7 +19,7 @@ from recollect.hot.live import LiveSource
 from recollect.hot.log import WriterLog
 from recollect.hot.store import HotStore
 from recollect.records import grow
-from tests.hot.live_world import World, assert_same, everything, resumed
+from tests.hot.live_world import World, assert_same, everything
 from tests.support import SCHEMAS, bits, run_python
 
 PLAIN = rc.Schema({"uid": rc.Tensor("int64"), "reward": rc.Tensor("float32")})
@@ -168,7 +168,7 @@ def _handed_over(ws: rc.Workspace) -> tuple[rc.Writer, rc.Writer]:
     for uid in range(3):
         episode.append(uid=uid, reward=0.0)
     episode.close()
-    again = resumed(later, episode)
+    again = later.resume_episode(episode.key)
     for uid in range(3, 6):
         again.append(uid=uid, reward=0.0)
     return earlier, later
@@ -203,6 +203,22 @@ def test_a_predecessor_that_was_looked_at_too_early_is_looked_for_again(monkeypa
         view = source.at(0)
         assert view.rows.gather(np.arange(7), ("uid",))["uid"].tolist() == [100, 0, 1, 2, 3, 4, 5]
         assert_same(everything(view), everything(ws.view(view.cut)))
+
+
+def test_what_came_after_lost_rows_is_left_out_until_they_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    with rc.create_workspace("w", PLAIN) as ws:
+        source = ws.live()
+        ws.writer().episode().append(uid=100, reward=0.0)
+        source.at(0)
+        earlier, later = _handed_over(ws)
+        with monkeypatch.context() as lost:
+            look = WriterLog.refresh
+            lost.setattr(WriterLog, "refresh", lambda log: None if log.writer == earlier.id else look(log))
+            later.episode().append(uid=101, reward=0.0)
+            for _ in range(2):
+                assert source.at(0).cut.rows == 1
+        view = source.at(0)
+        assert view.rows.gather(np.arange(8), ("uid",))["uid"].tolist() == [100, 0, 1, 2, 3, 4, 5, 101]
 
 
 # -- what a refresh costs --------------------------------------------------------------------------------------------

@@ -132,9 +132,19 @@ class LiveSource:
             if facts > self._facts_seen.get(writer, 0):
                 self._note_facts(log, facts)
             finished = finished or log.sealed
+        if any(self._logs[e.writer].resumed for e in out):
+            out = self._without_lost(out)
         if finished:
             self._growing = [log for log in self._growing if not log.sealed or log.rows > self._seen[log.writer]]
         return out
+
+    def _without_lost(self, work: list[Extent]) -> list[Extent]:
+        """Leaves out what came after rows that are lost, as `HotStore.cut` does; it is looked for again."""
+        logs = self._store.logs
+        stops = self._store.with_predecessors({writer: log.rows for writer, log in list(logs.items())})
+        for e in work:
+            self._seen[e.writer] = max(e.start, min(e.stop, stops[e.writer]))
+        return [e for e in (Extent(e.writer, e.start, self._seen[e.writer]) for e in work) if e.start < e.stop]
 
     def _open_logs(self) -> None:
         store = self._store
@@ -149,7 +159,7 @@ class LiveSource:
         been looked at before the log it goes on from.
 
         A predecessor was published before its successor was. So a row whose predecessor does not come with a second
-        look at all counters has none: it was evicted, or lost with the power.
+        look at all counters has none here: it was evicted, or lies before the window.
         """
         orphans: set[tuple[int, int]] = set()
         while work:

@@ -78,13 +78,13 @@ class HotStore:
         """What is published now, writers in the order of their ids."""
         self.refresh()
         logs = [self.logs[w] for w in sorted(self.logs)]
-        stops = self._with_predecessors({log.writer: log.rows for log in logs})
+        stops = self.with_predecessors({log.writer: log.rows for log in logs})
         return Cut(
             tuple(Extent(w, 0, stop) for w, stop in stops.items() if stop),
             tuple((log.writer, log.facts) for log in logs if log.facts),
         )
 
-    def _with_predecessors(self, stops: dict[int, int]) -> dict[int, int]:
+    def with_predecessors(self, stops: dict[int, int]) -> dict[int, int]:
         """Counters that were read one after the other, raised until every resumed episode has the rows before it.
 
         Those were published before it went on, so looking again finds them. Where they are lost, because a log was
