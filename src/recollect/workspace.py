@@ -17,6 +17,7 @@ from recollect.hot import home
 from recollect.hot.facts import check_facts, check_step_facts
 from recollect.hot.growing import Durability
 from recollect.hot.home import Description
+from recollect.hot.live import LiveSource
 from recollect.hot.recover import Recovery, recover
 from recollect.hot.resume import ResumePoint, resume_point
 from recollect.hot.store import HotStore
@@ -235,6 +236,25 @@ class Workspace:
     def view(self, cut: Cut | None = None) -> View:
         """An immutable view of everything published now, or of an earlier cut."""
         return self._hot().view(cut)
+
+    def live(self, last: int | None = None) -> LiveSource:
+        """A source of views that grow: pass it to a `Loader`, and each batch is drawn from what is published by then.
+
+        A row's slot never changes. A refresh costs what the new rows cost, and one look at each live writer's counter
+        when there are none. The source belongs to one loader or thread.
+
+        Args:
+            last: only the newest so many rows, in the order in which they arrived here, may be read and drawn; what
+                was there before is ordered by time. A step whose frame stack reaches back to older rows is not
+                drawn. All rows when None.
+
+        Raises:
+            ArgumentError: `last` is no whole number of at least 1.
+            SchemaError: the workspace has no schema yet.
+        """
+        if last is not None and (not isinstance(last, int) or isinstance(last, bool) or last < 1):
+            raise ArgumentError("last is a whole number of at least 1", value=last)
+        return LiveSource(self._hot(), last)
 
     def view_with_predecessors(self, cut: Cut) -> View:
         """A view that holds the rows of `cut`, and those before them that their frame stacks reach back to."""

@@ -204,6 +204,7 @@ class GrowingLog:
                 self.sync()
                 self.unusable = "closed"
                 rows, facts = self.first_row + self.rows, self.first_fact + self.facts
+                self.segment.mark_sealed()
                 seal(self.folder, Seal(rows, facts, self._count, clean=True))
         finally:
             self.unusable = self.unusable or "closed"

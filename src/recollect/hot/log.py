@@ -57,12 +57,40 @@ class WriterLog:
         self._scanned = 0
         self._facts: list[Fact] = []
         self._translations: dict[int, Translation] = {}
+        self._tail_files: list[TailFile] = []
+        self._newest: Segment | None = None
+        self._watched: memoryview | None = None
+        self._word = -1
         self._lock = threading.RLock()
 
     def refresh(self) -> None:
         """Looks at the newest counters: one load per writer while no segment was added."""
+        watched = self._watched
+        if watched is not None and not (watched[2] or watched[1]) and watched[0] == self._word:
+            return
         with self._lock:
-            self._refresh()
+            watched = self._watched
+            if watched is None or self._newest is None or watched[2] or watched[1]:
+                self._refresh()
+                self._watch()
+            else:
+                self._count(self._newest, watched[0])
+                if self.facts > self._scanned:
+                    self._find_resumptions()
+
+    def _count(self, last: Segment, word: int) -> None:
+        header = last.header
+        self.rows = header.first_row + min(word & ROWS_MASK, header.shape.rows)
+        self.facts = header.first_fact + min(word >> 32, header.shape.facts)
+        self._word = word
+
+    def _watch(self) -> None:
+        """Chooses what tells that nothing is new: the newest segment's control words. Whoever seals a log marks its
+        segments first, so that no reader needs to look for the seal itself."""
+        last = self.segments[-1] if self.segments else None
+        if last is not self._newest:
+            self._newest, self._watched = last, None if last is None else last.control_words()
+        self._word = -1
 
     def _refresh(self) -> None:
         if not self.sealed:
@@ -125,6 +153,8 @@ class WriterLog:
     @property
     def durable_rows(self) -> int:
         """Rows that a completed sync covered. A sealed log was flushed whole before its seal."""
+        with self._lock:
+            self._refresh()
         if self.sealed:
             return self.rows
         done = 0
@@ -223,14 +253,29 @@ class WriterLog:
             return found, block
         return found, Translation(block, self.layout, layout).read(0, len(block.records))
 
+    def step_facts(self, start: int, stop: int) -> list[Fact]:
+        """The facts from `start` to `stop` that are about steps."""
+        out = []
+        for k, segment in enumerate(self.segments):
+            first = segment.header.first_fact
+            low, high = max(start, first) - first, min(stop, self._facts_end(k)) - first
+            if low < high:
+                segment.checked.require_facts(high)
+                about = segment.facts["step_seq"][low:high]
+                out += [_parse(segment, low + int(row)) for row in np.flatnonzero(about >= 0)]
+        return out
+
     def tails(self, ids: Ids) -> tuple[Ids, Block | None]:
         """Observations that follow the given steps of this writer, as they were written: from the tail slots, or from
         the successors that overwrote them. Each record carries the id of the step that it follows."""
         with self._lock:
-            paths = sorted(self.folder.glob("*.tails"))
-            if self._seal is not None and len(paths) < self._seal.tails:
-                raise CorruptionError(f"a tails file of writer {self.writer} is missing in {str(self.folder)!r}")
-            found, block = read_tails([TailFile.open_(p, self.layout) for p in paths], ids, self.layout)
+            files = self._open_tails(known=True)
+            found, block = read_tails(files, ids, self.layout)
+            if len(found) < len(ids):
+                files = self._open_tails(known=False)
+                if self._seal is not None and len(files) < self._seal.tails:
+                    raise CorruptionError(f"a tails file of writer {self.writer} is missing in {str(self.folder)!r}")
+                found, block = read_tails(files, ids, self.layout)
             have = set(found.tolist())
             lost = [i for i in ids.tolist() if i not in have]
             if not lost:
@@ -238,6 +283,7 @@ class WriterLog:
             self._refresh()
             later = [(i, s) for i in lost if (s := self._successor(i[1])) is not None]
             gone = self._seal is not None and len(later) < len(lost)
+            paths = [file.path for file in files] if gone else []
             if gone and damaged_slots(paths, self.layout) > self._seal.lost_tails:  # type: ignore[union-attr]
                 raise CorruptionError(
                     f"the observation that waits after step {self.writer}:{lost[0][1]} is damaged",
@@ -251,6 +297,17 @@ class WriterLog:
         joined.records["writer"], joined.records["seq"] = ids["writer"], ids["seq"]
         joined.records["flags"] = FINAL
         return ids, joined
+
+    def _open_tails(self, *, known: bool) -> list[TailFile]:
+        """The maps of the tails files, or of those that are mapped already. They are numbered in the order of their
+        creation, and none goes away. A log that cannot grow is seldom asked, and gives its maps up."""
+        files = self._tail_files
+        if not known:
+            while (path := self.folder / f"{len(files):08d}.tails").exists():
+                files.append(TailFile.open_(path, self.layout))
+        if self._seal is not None:
+            self._tail_files = []
+        return files
 
     def _successor(self, seq: int) -> Block | None:
         """The row after step `seq` of the same episode, as a block of one, None when there is none in this log."""

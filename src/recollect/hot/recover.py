@@ -111,6 +111,7 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
         except CorruptionError:
             whole = False
             continue
+        segment.mark_sealed()
         header, shape, layout = segment.header, segment.header.shape, segment.layout
         durable = segment.durable_word
         for word in (segment.word, durable):

@@ -201,6 +201,25 @@ class Segment:
         """Whether the writer went on to the next segment; this one's word is then final."""
         return bool(self.control[1])
 
+    def control_words(self) -> memoryview:
+        """The publish word, the mark that the writer went on to the next segment, and the mark that the log is being
+        sealed: what a reader looks at again and again."""
+        at = self.records_at - 2 * PAGE
+        return memoryview(self.map)[at : at + 24].cast("Q")
+
+    def mark_sealed(self) -> None:
+        """Tells readers to look for a seal from now on. Comes before the seal: who finds none yet looks again.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        with os_errors("marking", self.path):
+            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.pwrite(fd, (1).to_bytes(8, "little"), self.records_at - 2 * PAGE + 16)
+            finally:
+                os.close(fd)
+
     @property
     def durable_word(self) -> int:
         """What the last completed sync covered, as a publish word; 0 when there was none or both slots are damaged."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from recollect.records.layout import Layout
 from recollect.records.overlay import overlay
 from recollect.view import Cut, Extent, Fact, FactIndex, Ids, View
 
+SETTLED_NS = 1_000_000_000
+"""How old a folder's time of change must be before it is believed: file systems count in ticks of some milliseconds."""
 _live: weakref.WeakSet[HotStore] = weakref.WeakSet()
 
 
@@ -38,6 +41,8 @@ class HotStore:
         self._lock = threading.RLock()
         self._latest = FactIndex()
         self._indexed: dict[int, int] = {}
+        self._growing: list[WriterLog] = []
+        self._scanned_ns = -1
 
     @property
     def layout(self) -> Layout:
@@ -45,29 +50,52 @@ class HotStore:
         return self.layouts.newest
 
     def refresh(self) -> None:
-        """Looks for new writers, at every live writer's counter, and for a newer schema."""
+        """Looks for new writers, at every live writer's counter, and for a newer schema: two looks at the folder and
+        one load per writer while nothing is new."""
         with self._lock:
-            if self.folder.is_dir():
-                for path in self.folder.iterdir():
-                    writer = -1 if path.name.startswith(".") else int(path.name, 16)
-                    if writer >= 0 and writer not in self.logs and (path / "00000000.seg").exists():
-                        self.logs[writer] = WriterLog(path, self.layouts)
-            for log in self.logs.values():
+            self._discover()
+            ended = False
+            for log in self._growing:
                 log.refresh()
+                ended = ended or log.sealed
+            if ended:
+                self._growing = [log for log in self._growing if not log.sealed]
             # Last: what was published under a newer schema, rows or facts, was published after that schema was made.
             self.layouts.refresh()
+
+    def _discover(self) -> None:
+        """Opens the logs of new writers. The folder's time of change says whether there can be any, unless it is so
+        young that a change might not have moved it."""
+        try:
+            changed_ns = self.folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if changed_ns == self._scanned_ns:
+            return
+        now_ns = time.time_ns()
+        unborn = False
+        for path in self.folder.iterdir():
+            writer = -1 if path.name.startswith(".") else int(path.name, 16)
+            if writer < 0 or writer in self.logs:
+                continue
+            if (path / "00000000.seg").exists():
+                log = self.logs[writer] = WriterLog(path, self.layouts)
+                self._growing.append(log)
+            else:
+                unborn = unborn or not (path / "sealed.json").exists()
+        self._scanned_ns = -1 if unborn or now_ns - changed_ns < SETTLED_NS else changed_ns
 
     def cut(self) -> Cut:
         """What is published now, writers in the order of their ids."""
         self.refresh()
         logs = [self.logs[w] for w in sorted(self.logs)]
-        stops = self._with_predecessors({log.writer: log.rows for log in logs})
+        stops = self.with_predecessors({log.writer: log.rows for log in logs})
         return Cut(
             tuple(Extent(w, 0, stop) for w, stop in stops.items() if stop),
             tuple((log.writer, log.facts) for log in logs if log.facts),
         )
 
-    def _with_predecessors(self, stops: dict[int, int]) -> dict[int, int]:
+    def with_predecessors(self, stops: dict[int, int]) -> dict[int, int]:
         """Counters that were read one after the other, raised until every resumed episode has the rows before it.
 
         Those were published before it went on, so looking again finds them. Where they are lost, because a log was
@@ -123,18 +151,24 @@ class HotStore:
             return overlay
         return unchanged
 
-    def tails(self, ids: Ids, layout: Layout | None = None) -> tuple[Ids, Block | None]:
-        """Waiting observations of the given steps, in `layout`, the newest when None."""
+    def tails_by_writer(self, ids: Ids, layout: Layout | None = None) -> list[tuple[Ids, Block]]:
+        """Waiting observations of the given steps, in `layout`, the newest when None: for each writer that has some,
+        their ids and a block of them."""
         layout = layout or self.layout
-        parts, found = [], []
+        out = []
         for writer in np.unique(ids["writer"]).tolist():
-            mine, block = self.log(writer).tails_in(layout, ids[ids["writer"] == writer])
+            found, block = self.log(writer).tails_in(layout, ids[ids["writer"] == writer])
             if block is not None:
-                parts.append(block)
-                found.append(mine)
+                out.append((found, block))
+        return out
+
+    def tails(self, ids: Ids, layout: Layout | None = None) -> tuple[Ids, Block | None]:
+        """Waiting observations of the given steps, as one block in `layout`, the newest when None."""
+        layout = layout or self.layout
+        parts = self.tails_by_writer(ids, layout)
         if not parts:
             return ids[:0], None
-        return np.concatenate(found), join_rows(layout, parts)
+        return np.concatenate([found for found, _ in parts]), join_rows(layout, [block for _, block in parts])
 
     def pieces(self, extents: tuple[Extent, ...], layout: Layout | None = None) -> list[tuple[Block, int, int]]:
         """The blocks of a list of extents, in order, in `layout`, the newest when None."""

@@ -241,7 +241,8 @@ def read_tails(files: list[TailFile], ids: Ids, layout: Layout) -> tuple[Ids, Bl
             records.append(record)
     if not records:
         return ids[:0], None
-    joined = np.concatenate(records)
+    # Not np.concatenate, whose result has no padding: rows are addressed by the layout's offsets.
+    joined = np.frombuffer(bytearray(b"".join(record.tobytes() for record in records)), layout.dtype)
     out = np.empty(len(joined), ID_DTYPE)
     out["writer"], out["seq"] = joined["writer"], joined["seq"]
     stacked = {}
