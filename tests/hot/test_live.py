@@ -174,6 +174,11 @@ def _handed_over(ws: rc.Workspace) -> tuple[rc.Writer, rc.Writer]:
     return earlier, later
 
 
+def _reader(ws: rc.Workspace) -> LiveSource:
+    """A source with logs of its own, which have seen nothing yet."""
+    return LiveSource(HotStore(ws.path / "log", ws._hot().layout))
+
+
 def test_a_resumed_step_comes_after_its_predecessor() -> None:
     with rc.create_workspace("w", PLAIN) as ws:
         _handed_over(ws)
@@ -184,7 +189,7 @@ def test_a_resumed_step_comes_after_its_predecessor() -> None:
 
 def test_a_predecessor_that_was_looked_at_too_early_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with rc.create_workspace("w", PLAIN) as ws:
-        source = ws.live()
+        source = _reader(ws)
         opening = ws.writer()
         opening.episode().append(uid=100, reward=0.0)
         source.at(0)
@@ -202,12 +207,13 @@ def test_a_predecessor_that_was_looked_at_too_early_is_looked_for_again(monkeypa
         monkeypatch.setattr(WriterLog, "refresh", late)
         view = source.at(0)
         assert view.rows.gather(np.arange(7), ("uid",))["uid"].tolist() == [100, 0, 1, 2, 3, 4, 5]
+        assert ws.cut().rows == 7
         assert_same(everything(view), everything(ws.view(view.cut)))
 
 
 def test_what_came_after_lost_rows_is_left_out_until_they_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with rc.create_workspace("w", PLAIN) as ws:
-        source = ws.live()
+        source = _reader(ws)
         ws.writer().episode().append(uid=100, reward=0.0)
         source.at(0)
         earlier, later = _handed_over(ws)
