@@ -5,6 +5,7 @@ What to write is others' business; where it goes, and when it counts, is decided
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -17,10 +18,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from recollect.errors import WriterError
-from recollect.hot.files import make_folder, os_errors, try_lock
+from recollect.hot.fields import OpenEpisode
+from recollect.hot.files import make_folder, os_errors, sync_folder, try_lock
 from recollect.hot.seal import seal
-from recollect.hot.segment import FACT, PAGE, Segment, Shape, new_header
+from recollect.hot.segment import FACT, PAGE, Header, Segment, Shape, new_header, segment_bytes
+from recollect.hot.spare import Spare
 from recollect.hot.tails import TailLanes
+from recollect.records.block import Values
 from recollect.records.layout import Layout
 from recollect.view import EpisodeKey, StepId
 
@@ -39,7 +43,10 @@ class GrowingLog:
         lock: held while anything is written.
         segment: where rows go now; `records`, `map` and `records_at` are its own, kept close at hand.
         rows, facts, heap_used, planes: what of the segment is written. Readers see it once `publish` ran.
-        max_rows: an append may begin while `rows` is below it.
+        max_rows: an append may begin while `rows` is below it; `turn_page` comes first otherwise.
+        waiting: the episodes of the newest block whose observations wait in tail slots, and these observations `[k]` by
+            path: what the next block compares its own with, without reading the slots back. Blocks alone write the
+            tails of their episodes.
         unusable: why nothing may be written any more, None while it may.
     """
 
@@ -49,10 +56,15 @@ class GrowingLog:
         self.folder = folder / f"{self.id:016x}"
         self.lock = threading.RLock()
         self.unusable: str | None = None
+        self.waiting: tuple[list[OpenEpisode], dict[str, Values]] | None = None
         self.first_row = self.first_fact = 0
         self.last_time = 0
         self._count = 0
         self._unsynced: list[Segment] = []
+        self._named = False
+        """Whether a segment got its name since the folder was last flushed."""
+        self._syncing = threading.Lock()
+        self._spare = Spare()
         with os_errors("creating a writer in", folder):
             make_folder(self.folder)
             # Locked before it has its name: whoever finds a lock that is free may take the writer for dead.
@@ -70,29 +82,64 @@ class GrowingLog:
 
     # -- segments ------------------------------------------------------------------------------------------
 
-    def _start(self, shape: Shape) -> None:
-        header = new_header(
+    def _header(self, shape: Shape) -> Header:
+        return new_header(
             self.id, self._count, self.first_row, self.first_fact, self.layout, shape, self.agent, time.time_ns()
         )
-        segment = Segment.create(self.folder / f"{self._count:08d}.seg", self.layout, header)
+
+    def _path(self) -> Path:
+        return self.folder / f"{self._count:08d}.seg"
+
+    def _start(self, shape: Shape) -> None:
+        header = self._header(shape)
+        blank = self._spare.take(segment_bytes(self.layout, header))
+        # The first segment says what the log is. A later one that was never flushed is cut off at recovery.
+        segment = Segment.create(self._path(), self.layout, header, blank, flush=not self._count)
+        self._named = True
+        self._unsynced.append(segment)
         if self._count:
             self.segment.control[1] = 1
         self.segment = segment
         self._count += 1
-        self._unsynced.append(segment)
         self.map, self.records, self.records_at = segment.map, segment.records, segment.records_at
         control_at = segment.records_at - 2 * PAGE
         self._word = memoryview(segment.map)[control_at : control_at + 8].cast("Q")
         self.rows = self.facts = self.heap_used = 0
-        self.max_rows = shape.rows - ROWS_PER_APPEND + 1
         self.planes = dict.fromkeys(segment.planes, 0)
+        self._full = shape.rows - ROWS_PER_APPEND + 1
+        # A writer that has filled the small segments goes on in a hurry: the next one is begun early. One that
+        # never writes much costs no file that it does not need.
+        part = 2 if self._count < len(SEGMENT_BYTES) else 8
+        self._mark = Shape(shape.rows // part, shape.facts // part, shape.planes // part, shape.heap_bytes // part)
+        self._ahead = False
+        self.max_rows = min(self._full, self._mark.rows)
+
+    def _next_shape(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> Shape:
+        """The shape of the next segment, with room for the given needs."""
+        target = SEGMENT_BYTES[min(self._count, len(SEGMENT_BYTES) - 1)]
+        return Shape.fitting(
+            self.layout, target, rows + ROWS_PER_APPEND, planes + ROWS_PER_APPEND, facts + 1, heap_bytes
+        )
+
+    def turn_page(self) -> None:
+        """Makes room for one append's rows: looks ahead when a part of the segment is full, and goes on in a new
+        one when all of it is."""
+        if self.rows >= self._full:
+            self.roll()
+        else:
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Has the next segment prepared, once in every segment."""
+        if not self._ahead:
+            self._ahead = True
+            self.max_rows = self._full
+            size = segment_bytes(self.layout, self._header(self._next_shape()))
+            self._spare.prepare(self.folder / f".next-{self._count:08d}.new", size)
 
     def roll(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> None:
         """Goes on in a new segment with room for the given needs. Raises DiskFull, leaving everything as it was."""
-        target = SEGMENT_BYTES[min(self._count, len(SEGMENT_BYTES) - 1)]
-        shape = Shape.fitting(
-            self.layout, target, rows + ROWS_PER_APPEND, planes + ROWS_PER_APPEND, facts + 1, heap_bytes
-        )
+        shape = self._next_shape(rows, planes, facts, heap_bytes)
         before = self.first_row, self.first_fact
         self.first_row += self.rows
         self.first_fact += self.facts
@@ -105,13 +152,21 @@ class GrowingLog:
     def reserve(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> None:
         """Makes sure that the segment has room, rolling over where it has not."""
         shape = self.segment.header.shape
+        widest = max(self.planes.values()) if self.planes else 0
         if (
             self.rows + rows > shape.rows
             or self.facts + facts > shape.facts
             or self.heap_used + heap_bytes > shape.heap_bytes
-            or any(used + planes > shape.planes for used in self.planes.values())
+            or (self.planes and widest + planes > shape.planes)
         ):
             self.roll(rows, planes, facts, heap_bytes)
+        elif not self._ahead and (
+            self.rows >= self._mark.rows
+            or self.facts >= self._mark.facts
+            or self.heap_used >= self._mark.heap_bytes
+            or (self.planes and widest >= self._mark.planes)
+        ):
+            self._look_ahead()
 
     def now(self) -> int:
         """Nanoseconds since 1970, never going back within a writer."""
@@ -155,25 +210,31 @@ class GrowingLog:
 
     def sync(self) -> None:
         """Returns when everything published is on stable storage. Any failure makes the log unusable: after a failed
-        flush the kernel may count pages as clean that never reached the disk, so no later flush could be believed."""
-        with self.lock:
+        flush the kernel may count pages as clean that never reached the disk, so no later flush could be believed.
+
+        Takes no lock that an append takes. What an append changes meanwhile is read in an order that makes up for it:
+        the list before `segment`, so that whatever in the list is not the newest was rolled over, its counters final.
+        """
+        with self._syncing:
             self.check()
             segments, tails = list(self._unsynced), list(self.tails.files)
             newest = self.segment
-        try:
-            with os_errors("syncing", self.folder):
-                for tail in tails:
-                    tail.sync()
-                for segment in segments:
-                    segment.sync()
-        except BaseException:
-            self.unusable = "a sync failed, so its unsynced steps may not survive a power cut"
-            raise
-        with self.lock:
-            done = [s for s in segments if s is not newest]
-            self._unsynced = [s for s in self._unsynced if s not in done]
-        for segment in done:
-            segment.close()
+            try:
+                with os_errors("syncing", self.folder):
+                    if self._named:
+                        self._named = False
+                        sync_folder(self.folder)
+                    for tail in tails:
+                        tail.sync()
+                    for segment in segments:
+                        segment.sync()
+            except BaseException:
+                self.unusable = "a sync failed, so its unsynced steps may not survive a power cut"
+                raise
+            for segment in segments:
+                if segment is not newest:
+                    self._unsynced.remove(segment)
+                    segment.close()
 
     @property
     def position(self) -> tuple[int, int]:
@@ -200,10 +261,13 @@ class GrowingLog:
                 segment.close()
             for tail in self.tails.files:
                 tail.close()
+            with contextlib.suppress(OSError):
+                self._spare.discard()
 
     def abandon_after_fork(self) -> None:
         """In a forked child: the parent goes on under this id, so the child may not."""
-        self.lock = threading.RLock()
+        self.lock, self._syncing = threading.RLock(), threading.Lock()
+        self._spare.forget_after_fork()
         self.unusable = "it was opened before a fork"
         self._release()
 

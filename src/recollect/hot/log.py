@@ -50,9 +50,10 @@ class WriterLog:
             last, word = self.segments[-1], self.segments[-1].word
             self.rows = last.header.first_row + (word & ROWS_MASK)
             self.facts = last.header.first_fact + (word >> 32)
-            # The mark that a segment was rolled over may have been lost with the power; a seal knows better.
-            more = seal is not None and (self.rows < seal["rows"] or self.facts < seal["facts"])
-            if not ((more or last.rolled) and self._open_next()):
+            # A seal knows better than the mark that a segment was rolled over, which may have been lost with the power;
+            # what comes after the seal's end may have been lost too, its header and all.
+            more = last.rolled if seal is None else self.rows < seal["rows"] or self.facts < seal["facts"]
+            if not (more and self._open_next()):
                 break
         if seal is not None:
             self.rows, self.facts = min(self.rows, seal["rows"]), min(self.facts, seal["facts"])

@@ -11,15 +11,17 @@ from __future__ import annotations
 import mmap
 import os
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recollect.hot.fields import FieldWriters, OpenEpisode
 from recollect.hot.files import os_errors, sync_folder
-from recollect.hot.segment import PAGE, POPULATE_WRITE, _touch
+from recollect.hot.segment import PAGE
+from recollect.hot.spare import fault_in
 from recollect.masking import keep
 from recollect.records.block import Block
 from recollect.records.layout import Layout, column
@@ -28,6 +30,7 @@ from recollect.view import ID_DTYPE, Ids
 
 LANES_PER_FILE = 64
 FILE_BYTES = 4 << 20
+T = TypeVar("T", int, NDArray[np.int64])
 
 
 def lanes_per_file(layout: Layout) -> int:
@@ -66,11 +69,31 @@ class TailLanes:
             self._free.append(episode.lane)
             episode.lane = None
 
+    def turn(self, episode: OpenEpisode) -> None:
+        """Goes on to the slot that the episode's next tail is written to."""
+        episode.turn ^= 1
+
+    def _place(self, lane: T, turn: T) -> tuple[T, T]:
+        """File and slot of a pair's slots, as numbers or as arrays of them."""
+        return lane // self.per_file, 2 * (lane % self.per_file) + turn
+
     def slot(self, episode: OpenEpisode) -> tuple[TailFile, int]:
         """The file and slot of an episode's newest tail."""
         assert episode.lane is not None
-        file, lane = divmod(episode.lane, self.per_file)
-        return self.files[file], 2 * lane + episode.turn
+        file, slot = self._place(episode.lane, episode.turn)
+        return self.files[file], slot
+
+    def slots(self, episodes: Sequence[OpenEpisode]) -> Iterator[tuple[TailFile, NDArray[np.int64], NDArray[np.int64]]]:
+        """The newest tails of many episodes, file by file: the file, the slots `[k]`, and whose they are `[k]`, as
+        places in `episodes`."""
+        lanes = np.array([e.lane for e in episodes], np.int64)
+        files, slots = self._place(lanes, np.array([e.turn for e in episodes], np.int64))
+        if len(self.files) == 1:
+            yield self.files[0], slots, np.arange(len(slots))
+            return
+        for file in set(files.tolist()):
+            members = np.flatnonzero(files == file)
+            yield self.files[file], slots[members], members
 
 
 class TailFile:
@@ -106,10 +129,7 @@ class TailFile:
             try:
                 os.posix_fallocate(fd, 0, size)
                 map_ = mmap.mmap(fd, size)
-                try:
-                    map_.madvise(POPULATE_WRITE)
-                except OSError:
-                    _touch(map_)
+                fault_in(map_)
                 out = cls(path, layout, map_, fd)
                 out.records[:] = FieldWriters(layout, keep).blank_void
                 out.records["writer"] = -1
