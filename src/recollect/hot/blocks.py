@@ -150,9 +150,7 @@ def _put_finals(
 
 def _blank(fields: FieldWriters, n: int) -> NDArray[np.void]:
     """Records of nulls and zeros."""
-    out = np.empty(n, fields.layout.dtype)
-    _raw(out)[:] = _raw(fields.blank)[0]
-    return out
+    return np.frombuffer(bytearray(fields.blank.tobytes() * n), fields.layout.dtype)
 
 
 def _copy_tail(log: GrowingLog, state: OpenEpisode | None, target: NDArray[np.void], row: int, now: int) -> None:
@@ -228,7 +226,9 @@ def _waiting(layout: Layout, tail: TailFile, slots: NDArray[np.int64]) -> dict[s
 def _write_tails(log: GrowingLog, fields: FieldWriters, rows: Rows, now: int, seqs: NDArray[np.int64]) -> None:
     """Leaves the next observations of the rows that wait in their episodes' other tail slots."""
     waits, which = rows.waits, rows.which[rows.waits]
-    states = [s for k in which.tolist() if (s := rows.states[k]) is not None]
+    one_each = len(waits) == len(rows.which) == len(rows.states)
+    owners = rows.states if one_each else [rows.states[k] for k in which.tolist()]
+    states = [s for s in owners if s is not None]
     take, turn = log.tails.take, log.tails.turn
     for state in states:
         if state.lane is None:
@@ -244,18 +244,18 @@ def _write_tails(log: GrowingLog, fields: FieldWriters, rows: Rows, now: int, se
     wide: dict[str, Values] = {}
     following = {path: subset(values, waits) for path, values in (rows.following or {}).items()}
     log.waiting = (states, following)
-    for path, chosen in following.items():
+    for path, values in following.items():
         leaf = layout.schema.by_path[path]
         if leaf.field.optional:
             word, bit = layout.nulls[path]
-            known = np.ones(len(waits), np.bool_) if chosen.valid is None else chosen.valid
+            known = np.ones(len(waits), np.bool_) if values.valid is None else values.valid
             records["nulls"][:, word] &= ~(known.astype(np.uint64) << np.uint64(bit))
         if is_wide(leaf.field):
-            wide[path] = chosen
-        elif chosen.valid is None:
-            records[column(path)] = chosen.data
+            wide[path] = values
+        elif values.valid is None:
+            records[column(path)] = values.data
         else:
-            records[column(path)][chosen.valid] = chosen.data[chosen.valid]
+            records[column(path)][values.valid] = values.data[values.valid]
     for tail, slots, members in log.tails.slots(states):
         mine = records if len(members) == len(records) else records[members]
         for path, values in wide.items():
