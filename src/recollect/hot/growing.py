@@ -95,12 +95,12 @@ class GrowingLog:
         blank = self._spare.take(segment_bytes(self.layout, header))
         # The first segment says what the log is. A later one that was never flushed is cut off at recovery.
         segment = Segment.create(self._path(), self.layout, header, blank, flush=not self._count)
-        self._named = True
-        self._unsynced.append(segment)
         if self._count:
             self.segment.control[1] = 1
-        self.segment = segment
+        self.segment = segment  # before it is in the list: see sync
         self._count += 1
+        self._named = True
+        self._unsynced.append(segment)
         self.map, self.records, self.records_at = segment.map, segment.records, segment.records_at
         control_at = segment.records_at - 2 * PAGE
         self._word = memoryview(segment.map)[control_at : control_at + 8].cast("Q")
@@ -212,8 +212,9 @@ class GrowingLog:
         """Returns when everything published is on stable storage. Any failure makes the log unusable: after a failed
         flush the kernel may count pages as clean that never reached the disk, so no later flush could be believed.
 
-        Takes no lock that an append takes. What an append changes meanwhile is read in an order that makes up for it:
-        the list before `segment`, so that whatever in the list is not the newest was rolled over, its counters final.
+        Takes no lock that an append takes. What an append changes meanwhile is read in the order opposite to that in
+        which a roll writes it, the list before `segment`: what in the list is not the newest was rolled over, its
+        counters final.
         """
         with self._syncing:
             self.check()
