@@ -39,7 +39,6 @@ class Blank:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             os.posix_fallocate(fd, 0, size)
-            os.fsync(fd)  # the allocation; there is no data yet
             _fill(fd, size)
             map_ = mmap.mmap(fd, size)
             fault_in(map_)
