@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import stat
 import threading
 import time
@@ -124,6 +125,34 @@ def test_close_waits_for_a_spare_that_is_being_made(small: None, monkeypatch: py
         threading.Timer(0.05, go_on.set).start()
         writer.close()
         assert not _leftovers(ws)
+
+
+def test_an_interrupted_wait_for_a_spare_does_not_forget_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a roll waits, then close: the thread is still at work."""
+    real, begun, go_on = spare.fault_in, threading.Event(), threading.Event()
+
+    def slow(map_: Any) -> None:
+        begun.set()
+        go_on.wait(30)
+        real(map_)
+
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(spare, "fault_in", slow)
+    one = spare.Spare()
+    one.prepare(tmp_path / ".next.new", 1 << 16)
+    assert begun.wait(30)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(KeyboardInterrupt):
+            one.take(1 << 16)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    threading.Timer(0.05, go_on.set).start()
+    one.discard()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_roll_that_needs_more_room_leaves_the_spare_for_the_next(small: None) -> None:

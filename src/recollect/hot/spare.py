@@ -126,6 +126,7 @@ class Spare:
             os.close(blank.fd)
 
     def _settle(self) -> None:
-        busy, self._busy = self._busy, None
-        if busy is not None:
-            busy.acquire()
+        if self._busy is not None:
+            with self._busy:  # interrupted here, the next one waits again: the file is not forgotten
+                pass
+            self._busy = None
