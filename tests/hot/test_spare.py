@@ -43,7 +43,7 @@ def _leftovers(ws: rc.Workspace) -> list[Path]:
 
 def _until_prepared(writer: rc.Writer, episode: rc.Episode, uid: int) -> int:
     """Appends until a spare is asked for, waits for it, and returns the next uid."""
-    while not writer._log._ahead:
+    while writer._log._mark is not None:
         _append(episode, uid)
         uid += 1
     while writer._log._spare._busy is not None and writer._log._spare._busy.locked():
@@ -68,7 +68,9 @@ def _uids(ws: rc.Workspace) -> list[int]:
 def test_a_writer_of_few_rows_makes_no_spare() -> None:
     with rc.create_workspace("w", SCHEMA, durability="process") as ws, ws.writer() as writer:
         episode = writer.episode()
-        while writer._log.rows < writer._log._mark.rows:
+        mark = writer._log._mark
+        assert mark is not None
+        while writer._log.rows < mark.rows:
             _append(episode, 0)
         assert writer._log._spare._busy is None and not _leftovers(ws)
         _append(episode, 0)
@@ -118,7 +120,7 @@ def test_close_waits_for_a_spare_that_is_being_made(small: None, monkeypatch: py
         writer = ws.writer()
         monkeypatch.setattr(spare, "fault_in", slow)
         episode, uid = writer.episode(), 0
-        while not writer._log._ahead:
+        while writer._log._mark is not None:
             _append(episode, uid)
             uid += 1
         assert begun.wait(30) and len(_leftovers(ws)) == 1
@@ -200,7 +202,7 @@ writer = rc.open_workspace("w").writer()
 episode = writer.episode()
 uid = 0
 for _ in range(2):
-    while not writer._log._ahead:
+    while writer._log._mark is not None:
         episode.append(observation=np.zeros(28, np.float32), uid=uid)
         uid += 1
     segment = writer._log.segment
@@ -241,7 +243,7 @@ episode = writer.episode()
 append = lambda i: episode.append(observation=np.zeros(28, np.float32), uid=i)
 spare.fault_in = slow
 uid = 0
-while not writer._log._ahead:
+while writer._log._mark is not None:
     append(uid)
     uid += 1
 begun.wait(30)

@@ -38,6 +38,8 @@ ROWS_PER_APPEND = 3
 class GrowingLog:
     """The log of one writer.
 
+    It has fewer than 30 attributes: beyond that CPython gives up its quick way to them, which an append feels.
+
     Attributes:
         id: the writer: 63 random bits from the operating system, never used again.
         lock: held while anything is written.
@@ -106,13 +108,18 @@ class GrowingLog:
         self._word = memoryview(segment.map)[control_at : control_at + 8].cast("Q")
         self.rows = self.facts = self.heap_used = 0
         self.planes = dict.fromkeys(segment.planes, 0)
-        self._full = shape.rows - ROWS_PER_APPEND + 1
         # A writer that has filled the small segments goes on in a hurry: the next one is begun early. One that
         # never writes much costs no file that it does not need.
         part = 2 if self._count < len(SEGMENT_BYTES) else 8
-        self._mark = Shape(shape.rows // part, shape.facts // part, shape.planes // part, shape.heap_bytes // part)
-        self._ahead = False
-        self.max_rows = min(self._full, self._mark.rows)
+        self._mark: Shape | None = Shape(
+            shape.rows // part, shape.facts // part, shape.planes // part, shape.heap_bytes // part
+        )
+        self.max_rows = min(self._full, shape.rows // part)
+
+    @property
+    def _full(self) -> int:
+        """Rows at which an append needs another segment."""
+        return self.segment.header.shape.rows - ROWS_PER_APPEND + 1
 
     def _next_shape(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> Shape:
         """The shape of the next segment, with room for the given needs."""
@@ -131,8 +138,8 @@ class GrowingLog:
 
     def _look_ahead(self) -> None:
         """Has the next segment prepared, once in every segment."""
-        if not self._ahead:
-            self._ahead = True
+        if self._mark is not None:
+            self._mark = None
             self.max_rows = self._full
             size = segment_bytes(self.layout, self._header(self._next_shape()))
             self._spare.prepare(self.folder / f".next-{self._count:08d}.new", size)
@@ -160,11 +167,11 @@ class GrowingLog:
             or (self.planes and widest + planes > shape.planes)
         ):
             self.roll(rows, planes, facts, heap_bytes)
-        elif not self._ahead and (
-            self.rows >= self._mark.rows
-            or self.facts >= self._mark.facts
-            or self.heap_used >= self._mark.heap_bytes
-            or (self.planes and widest >= self._mark.planes)
+        elif (mark := self._mark) is not None and (
+            self.rows >= mark.rows
+            or self.facts >= mark.facts
+            or self.heap_used >= mark.heap_bytes
+            or (self.planes and widest >= mark.planes)
         ):
             self._look_ahead()
 

@@ -13,7 +13,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,6 @@ from recollect.view import ID_DTYPE, Ids
 
 LANES_PER_FILE = 64
 FILE_BYTES = 4 << 20
-T = TypeVar("T", int, NDArray[np.int64])
 
 
 def lanes_per_file(layout: Layout) -> int:
@@ -73,21 +72,17 @@ class TailLanes:
         """Goes on to the slot that the episode's next tail is written to."""
         episode.turn ^= 1
 
-    def _place(self, lane: T, turn: T) -> tuple[T, T]:
-        """File and slot of a pair's slots, as numbers or as arrays of them."""
-        return lane // self.per_file, 2 * (lane % self.per_file) + turn
-
     def slot(self, episode: OpenEpisode) -> tuple[TailFile, int]:
         """The file and slot of an episode's newest tail."""
         assert episode.lane is not None
-        file, slot = self._place(episode.lane, episode.turn)
-        return self.files[file], slot
+        file, lane = divmod(episode.lane, self.per_file)
+        return self.files[file], 2 * lane + episode.turn
 
     def slots(self, episodes: Sequence[OpenEpisode]) -> Iterator[tuple[TailFile, NDArray[np.int64], NDArray[np.int64]]]:
         """The newest tails of many episodes, file by file: the file, the slots `[k]`, and whose they are `[k]`, as
         places in `episodes`."""
-        lanes = np.array([e.lane for e in episodes], np.int64)
-        files, slots = self._place(lanes, np.array([e.turn for e in episodes], np.int64))
+        files, lanes = np.divmod(np.array([e.lane for e in episodes], np.int64), self.per_file)
+        slots = 2 * lanes + np.array([e.turn for e in episodes], np.int64)
         if len(self.files) == 1:
             yield self.files[0], slots, np.arange(len(slots))
             return
