@@ -21,7 +21,7 @@ from recollect.hot.store import HotStore
 from recollect.hot.writer import Writer
 from recollect.masking import Masker, keep
 from recollect.recall import recent as recalled
-from recollect.recall.results import EpisodeRecord, Hits, nan_rewards
+from recollect.recall.results import EpisodeRecord, Hits, interrupted, nan_rewards
 from recollect.recall.window import with_predecessors
 from recollect.records.layout import Layout
 from recollect.schema import Schema
@@ -52,7 +52,10 @@ class WriterStats:
 
 @dataclass(frozen=True)
 class WorkspaceStats:
-    """Counts of a workspace, with `writers` one by one."""
+    """Counts of a workspace, with `writers` one by one.
+
+    `interrupted` counts the episodes with that status, those included whose writer died before it could say so.
+    """
 
     rows: int
     steps: int
@@ -60,6 +63,7 @@ class WorkspaceStats:
     undrawable_truncated: int
     undrawable_open: int
     episodes: int
+    interrupted: int
     facts: int
     nan_rewards: int
     disk_bytes: int
@@ -193,7 +197,7 @@ class Workspace:
     def stats(self) -> WorkspaceStats:
         """Counts over the whole workspace, and per writer what is visible and what is durable."""
         if self.schema is None:
-            return WorkspaceStats(0, 0, 0, 0, 0, 0, 0, 0, _disk_bytes(self.path), ())
+            return WorkspaceStats(0, 0, 0, 0, 0, 0, 0, 0, 0, _disk_bytes(self.path), ())
         store = self._hot()
         view = store.view()
         logs = [store.logs[w] for w in sorted(store.logs)]
@@ -205,6 +209,7 @@ class Workspace:
             undrawable_truncated=view.anchors.undrawable_truncated,
             undrawable_open=view.anchors.undrawable_open,
             episodes=len(view.episodes.keys),
+            interrupted=interrupted(view, {log.writer for log in logs if log.sealed}),
             facts=sum(log.facts for log in logs),
             nan_rewards=nan_rewards(view),
             disk_bytes=_disk_bytes(self.path),
@@ -251,13 +256,15 @@ class Workspace:
     # -- closing -------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Closes the writers that this handle made."""
+        """Closes the writers that this handle made, and its indexes."""
         for writer in self._writers:
             writer.close()
         self._writers.clear()
         if self._annotator is not None:
             self._annotator.close()
             self._annotator = None
+        if self._store is not None:
+            self._store.close()
 
     def __enter__(self) -> Workspace:
         return self

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from recollect.errors import CorruptionError
+from recollect.hot.recover import fact_is_whole
 from recollect.hot.seal import read_seal
 from recollect.hot.segment import ROWS_MASK, Segment
 from recollect.hot.tails import TailFile, read_tails
@@ -114,6 +115,30 @@ class WriterLog:
             for row in range(len(self._facts) - first, min(stop, end) - first):
                 self._facts.append(_parse(segment, row))
         return self._facts[:stop]
+
+    def fact_pieces(self, start: int, stop: int) -> list[tuple[Segment, int, int]]:
+        """The segments that hold facts `start` to `stop`, in order, with their rows there."""
+        out = []
+        for k, segment in enumerate(self.segments):
+            first = segment.header.first_fact
+            end = self.segments[k + 1].header.first_fact if k + 1 < len(self.segments) else self.facts
+            low, high = max(start, first), min(stop, end)
+            if low < high:
+                out.append((segment, low - first, high - first))
+        return out
+
+    def fact(self, seq: int) -> Fact:
+        """One fact.
+
+        Raises:
+            CorruptionError: it is damaged, or not there.
+        """
+        for segment, row, _ in self.fact_pieces(seq, seq + 1):
+            if fact_is_whole(segment, row):
+                return _parse(segment, row)
+        raise CorruptionError(
+            f"fact {seq} of writer {self.writer} is damaged or gone", remedy="See recollect verify NAME"
+        )
 
     def has_step_facts(self, stop: int) -> bool:
         """Whether any fact below `stop` is about a step rather than an episode."""
