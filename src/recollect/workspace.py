@@ -22,6 +22,7 @@ from recollect.hot.writer import Writer
 from recollect.masking import Masker, keep
 from recollect.recall import recent as recalled
 from recollect.recall.results import EpisodeRecord, Hits, interrupted, nan_rewards
+from recollect.recall.text import TextIndex
 from recollect.recall.window import with_predecessors
 from recollect.records.layout import Layout
 from recollect.schema import Schema
@@ -86,6 +87,7 @@ class Workspace:
         self._mask = mask
         self._lock = threading.Lock()
         self._store: HotStore | None = None
+        self._text: TextIndex | None = None
         self._annotator: Writer | None = None
         self._writers: list[Writer] = []
         self.recovered: list[Recovery] = []
@@ -178,6 +180,24 @@ class Workspace:
         """The newest `k` steps over all writers, newest first."""
         return Hits(()) if self.schema is None else recalled.recent(self._hot(), k)
 
+    def similar(self, query: str, k: int = 8) -> Hits:
+        """The `k` steps that a text is most about, best first, with `scores`.
+
+        Searched are text fields, the strings in JSON fields, and the text of facts; a fact about an episode leads to
+        the episode's last step. What is not relevant is no hit: there may be fewer than `k`, or none.
+
+        Raises:
+            ArgumentError: a query that is no text, or `k` below 1.
+        """
+        return Hits(()) if self.schema is None else self._text_index().similar(query, k)
+
+    def _text_index(self) -> TextIndex:
+        store = self._hot()
+        with self._lock:
+            if self._text is None:
+                self._text = TextIndex(store)
+            return self._text
+
     def episode(self, episode: str | EpisodeKey | StepId) -> EpisodeRecord:
         """A whole episode by its id (the newest attempt), key, or one of its steps. Raises NotFound."""
         return recalled.episode(self._hot(), episode)
@@ -265,6 +285,8 @@ class Workspace:
             self._annotator = None
         if self._store is not None:
             self._store.close()
+        if self._text is not None:
+            self._text.file.close()
 
     def __enter__(self) -> Workspace:
         return self

@@ -125,7 +125,9 @@ class Catalog:
                 " ORDER BY attempt DESC, time DESC, writer DESC, seq DESC",
                 (episode_id,),
             )
-            return [next((r for r in rows if r[3] < stops.get(r[2], 0) and self._holds(r[2], r[3])), None)]
+            return [
+                next((r for r in rows if r[3] < stops.get(r[2], 0) and self._store.log(r[2]).holds_fact(r[3])), None)
+            ]
 
         def use(state: State, found: list[Any]) -> EpisodeKey | None:
             best = found[0] if found else None
@@ -151,7 +153,7 @@ class Catalog:
 
         def use(state: State, found: list[Any]) -> FactIndex:
             stops = dict(cut.facts)
-            places = {(w, s) for w, s in found if s < stops.get(w, 0) and self._holds(w, s)}
+            places = {(w, s) for w, s in found if s < stops.get(w, 0) and self._store.log(w).holds_fact(s)}
             counters = np.array([key.counter for key in wanted], np.int64)
             for log, start, stop in self._facts_behind(state, cut):
                 for segment, low, high in log.fact_pieces(start, stop):
@@ -273,10 +275,6 @@ class Catalog:
             if start < stop:
                 out.append((self._store.log(writer), start, stop))
         return out
-
-    def _holds(self, writer: int, seq: int) -> bool:
-        """Whether a fact is still there: retention may have taken it."""
-        return bool(self._store.log(writer).fact_pieces(seq, seq + 1))
 
     def _collect(self, key: EpisodeKey, places: Sequence[tuple[int, int, int, bool, bool]]) -> OwnRows:
         """The episode's rows among places (writer, start, stop, is it the episode's row there at the start, the end).

@@ -140,6 +140,10 @@ class WriterLog:
             f"fact {seq} of writer {self.writer} is damaged or gone", remedy="See recollect verify NAME"
         )
 
+    def holds_fact(self, seq: int) -> bool:
+        """Whether a fact is still there: retention may have taken it."""
+        return bool(self.fact_pieces(seq, seq + 1))
+
     def has_step_facts(self, stop: int) -> bool:
         """Whether any fact below `stop` is about a step rather than an episode."""
         for segment in self.segments:

@@ -92,6 +92,11 @@ class Sidecar:
             finally:
                 _unlock(lock)
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether the disk or another process refused the last write, a moment ago."""
+        return time.monotonic() < self._paused_until["write"]
+
     def discard(self) -> bool:
         """Throws the file away; False where another process is writing it."""
         with self._alone() as mine:

@@ -18,7 +18,6 @@ from recollect.schema import Frames, Json, Leaf, Ragged, Tensor
 from recollect.schema.fields import is_heap
 from recollect.view import EpisodeKey, Fact, FactIndex, Slots, StepId, View
 
-
 _NAMES = ("writer", "seq", "episode_writer", "episode", "step", "time", "terminated", "truncated")
 INTERRUPTED = "interrupted"
 
@@ -50,9 +49,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Hits:
-    """Recalled steps, best first."""
+    """Recalled steps, best first.
+
+    Attributes:
+        steps: the steps.
+        scores: how well each matches (BM25, higher is better); empty where nothing was searched for.
+    """
 
     steps: tuple[Step, ...]
+    scores: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -234,7 +239,7 @@ def interrupted(view: View, gone: Set[int]) -> int:
         gone: writers that will write no more.
     """
     e, statuses = view.episodes, {key: facts.get("status") for key, facts in view.facts.episodes.items()}
-    told = sum(status == INTERRUPTED for status in statuses.values())
+    told: int = sum(status == INTERRUPTED for status in statuses.values())
     steps = np.flatnonzero(~e.is_final & (e.group >= 0))
     got = _packed(view).gather(steps, ("terminated", "truncated", "writer"))
     unended = np.bincount(e.group[steps], minlength=len(e.keys)) > 0
