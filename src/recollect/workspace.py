@@ -23,6 +23,7 @@ from recollect.masking import Masker, keep
 from recollect.recall import recent as recalled
 from recollect.recall.results import EpisodeRecord, Hits, interrupted, nan_rewards
 from recollect.recall.text import TextIndex
+from recollect.recall.verify import Report, verify
 from recollect.recall.window import with_predecessors
 from recollect.records.layout import Layout
 from recollect.schema import Schema
@@ -238,6 +239,16 @@ class Workspace:
                 for log in logs
             ),
         )
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> Report:
+        """Checks every checksum and counter, and the indexes against the logs; agents may go on meanwhile.
+
+        Logs are only read. An index that is wrong is made again, and the report says so.
+
+        Args:
+            progress: called with rows checked and rows to check.
+        """
+        return verify(self.path, progress)
 
     # -- promoting -----------------------------------------------------------------------------------------
 

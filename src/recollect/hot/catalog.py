@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from recollect.hot.compare import Difference, compare
 from recollect.hot.sidecar import Damaged, Sidecar
 from recollect.records.block import Block
 from recollect.view import Cut, EpisodeKey, Extent, Fact, FactIndex
@@ -236,6 +237,26 @@ class Catalog:
         connection.execute("DELETE FROM spans WHERE writer = ? AND stop <= ?", (writer, start))
         return start
 
+    def compare(self, cut: Cut) -> Difference | None:
+        """How the index differs from the logs, None where it does not."""
+        starts = {e.writer: e.start for e in cut.extents}
+
+        def fill(connection: sqlite3.Connection) -> None:
+            for writer, had in _read_state(connection, "held.").items():
+                log = self._store.log(writer)
+                start = starts.get(writer, 0)
+                connection.execute("INSERT INTO writers VALUES (?, ?, ?, ?)", (writer, had.rows, had.facts, had.first))
+                connection.executemany(_ADD_SPAN, spans(log, start, had.rows))
+                connection.executemany("INSERT INTO facts VALUES (?, ?, ?, ?)", fact_places(log, 0, had.facts))
+                connection.executemany("INSERT INTO ids VALUES (?, ?, ?, ?, ?, ?, ?)", _ids(log, 0, had.facts))
+                # Rows that retention took may still have spans, which nobody looks at.
+                for schema in ("main", "held") if start else ():
+                    old = f"DELETE FROM {schema}.spans WHERE writer = ? AND chunk <= ?"
+                    connection.execute(old, (writer, start // CHUNK_ROWS))
+
+        tables = ("writers", "spans", "facts", "ids")
+        return compare(self.file, TABLES, fill, dict.fromkeys(tables, "SELECT * FROM {schema}.{name}"))
+
     # -- inside --------------------------------------------------------------------------------------------
 
     def _ask(self, cut: Cut, query: Query, use: Callable[[State, list[Any]], T], *, rows: bool = True) -> T:
@@ -325,8 +346,8 @@ def _rows_behind(state: State, cut: Cut) -> list[Extent]:
     return out
 
 
-def _read_state(connection: sqlite3.Connection) -> State:
-    rows = connection.execute("SELECT writer, rows, facts, first FROM writers")
+def _read_state(connection: sqlite3.Connection, schema: str = "") -> State:
+    rows = connection.execute(f"SELECT writer, rows, facts, first FROM {schema}writers")
     return {writer: Indexed(*rest) for writer, *rest in rows}
 
 

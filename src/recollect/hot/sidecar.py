@@ -47,15 +47,21 @@ class Damaged(Exception):
     """What an index says is not so."""
 
 
+class Stale(Damaged):
+    """An index that may be whole, but was not made by this release on this boot for this file."""
+
+
 class Sidecar:
     """One rebuildable SQLite file. Thread-safe; a forked child opens it anew.
 
     Attributes:
         path: where it lies; `<path>.lock` is held by whoever writes it or throws it away.
+        thrown_away: what was wrong with the file that this object last threw away by itself.
     """
 
     def __init__(self, path: Path, tables: str, format: int) -> None:
         self.path, self._tables, self._format = path, tables, format
+        self.thrown_away: Exception | None = None
         self._process = os.getpid()
         self._mutex = threading.RLock()
         self._connection: sqlite3.Connection | None = None
@@ -170,7 +176,7 @@ class Sidecar:
         else:
             found = self._connection.execute("SELECT value FROM identity ORDER BY place").fetchall()
             if [value for (value,) in found] != mine or mine[1] == "unknown":
-                raise Damaged("the file is another format's, another boot's or a copy")
+                raise Stale("the file is another format's, another boot's or a copy")
         return self._connection
 
     def _make(self, connection: sqlite3.Connection, identity: list[str]) -> None:
@@ -187,6 +193,7 @@ class Sidecar:
         """Throws a bad file away; leaves one alone that only cannot be used now."""
         code = getattr(error, "sqlite_errorcode", None)
         if isinstance(error, Damaged) or (code is not None and code & 0xFF not in _ABSENT):
+            self.thrown_away = error
             if doing == "write":
                 self._remove()
             else:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from recollect.errors import ArgumentError
+from recollect.hot.compare import Difference, compare
 from recollect.hot.log import WriterLog
 from recollect.hot.sidecar import Damaged, Sidecar
 from recollect.hot.store import HotStore
@@ -144,6 +145,35 @@ class TextIndex:
             return max(0, stop - start) + max(0, fact_stop - had_facts)
         return 0
 
+    def compare(self, cut: Cut) -> Difference | None:
+        """How the index differs from the logs, None where it does not."""
+        starts = {e.writer: e.start for e in cut.extents}
+
+        def fill(connection: sqlite3.Connection) -> None:
+            held = read_state(connection, "held.")
+            extents = tuple(Extent(w, starts.get(w, 0), rows) for w, (rows, _) in held.items() if rows)
+            as_far = Cut(extents, tuple((w, count) for w, (_, count) in held.items() if count))
+            while self.add(connection, as_far):
+                pass
+            for schema in ("main", "held"):
+                connection.execute(f"CREATE VIRTUAL TABLE temp.{schema} USING fts5vocab({schema}, terms, instance)")
+                for writer, start in starts.items():
+                    old = f"DELETE FROM {schema}.documents WHERE kind = ? AND writer = ? AND seq < ?"
+                    connection.execute(old, (ROW, writer, start))
+
+        documents = "{schema}.documents"
+        return compare(
+            self.file,
+            TABLES,
+            fill,
+            {
+                "writers": "SELECT * FROM {schema}.writers",
+                "documents": f"SELECT kind, writer, seq FROM {documents}",
+                "terms": f"SELECT d.kind, d.writer, d.seq, t.term, t.offset FROM temp.{{schema}} t"
+                f" JOIN {documents} d ON d.document = t.doc",
+            },
+        )
+
     # -- inside --------------------------------------------------------------------------------------------
 
     def _search(self, cut: Cut, asked: Sequence[Word], count: int) -> list[Found]:
@@ -245,9 +275,10 @@ def _covers(state: State, cut: Cut) -> bool:
     return rows and all(state.get(writer, (0, 0))[1] >= stop for writer, stop in cut.facts)
 
 
-def read_state(connection: sqlite3.Connection) -> State:
+def read_state(connection: sqlite3.Connection, schema: str = "") -> State:
     """Rows and facts of each writer that are in an index."""
-    return {w: (rows, count) for w, rows, count in connection.execute("SELECT writer, rows, facts FROM writers")}
+    rows = connection.execute(f"SELECT writer, rows, facts FROM {schema}writers")
+    return {writer: (count, facts) for writer, count, facts in rows}
 
 
 def facts(log: WriterLog, start: int, stop: int) -> Iterator[tuple[int, int, str]]:
