@@ -7,7 +7,6 @@ away. Rows and facts that are not in it yet are found by looking through the log
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from recollect.hot.compare import Difference, compare
 from recollect.hot.sidecar import Damaged, Sidecar
 from recollect.records.block import Block
-from recollect.view import Cut, EpisodeKey, Extent, Fact, FactIndex
+from recollect.view import Cut, EpisodeKey, Extent, FactIndex
 
 if TYPE_CHECKING:
     from recollect.hot.log import WriterLog
@@ -99,9 +98,8 @@ class Catalog:
         """The rows of an episode, in whichever writers' logs they lie; empty where the cut holds none."""
 
         def query(connection: sqlite3.Connection) -> list[Any]:
-            return connection.execute(
-                "SELECT writer, first, stop FROM spans WHERE episode_writer = ? AND episode = ?", key
-            ).fetchall()
+            ask = "SELECT writer, first, stop FROM spans WHERE episode_writer = ? AND episode = ?"
+            return [tuple(map(int, row)) for row in connection.execute(ask, key)]
 
         def use(state: State, found: list[Any]) -> OwnRows:
             bounds = {e.writer: e for e in cut.extents}
@@ -121,11 +119,11 @@ class Catalog:
 
         def query(connection: sqlite3.Connection) -> list[Any]:
             stops = dict(cut.facts)
-            rows = connection.execute(
+            ask = (
                 "SELECT attempt, time, writer, seq, episode_writer, episode FROM ids WHERE id = ?"
-                " ORDER BY attempt DESC, time DESC, writer DESC, seq DESC",
-                (episode_id,),
+                " ORDER BY attempt DESC, time DESC, writer DESC, seq DESC"
             )
+            rows = (tuple(map(int, row)) for row in connection.execute(ask, (episode_id,)))
             return [
                 next((r for r in rows if r[3] < stops.get(r[2], 0) and self._store.log(r[2]).holds_fact(r[3])), None)
             ]
@@ -150,7 +148,7 @@ class Catalog:
 
         def query(connection: sqlite3.Connection) -> list[Any]:
             ask = "SELECT writer, seq FROM facts WHERE episode_writer = ? AND episode = ?"
-            return [row for key in wanted for row in connection.execute(ask, key)]
+            return [tuple(map(int, row)) for key in wanted for row in connection.execute(ask, key)]
 
         def use(state: State, found: list[Any]) -> FactIndex:
             stops = dict(cut.facts)
@@ -180,11 +178,16 @@ class Catalog:
         Returns:
             Whether all is in it now. False where another process is at it, or the file cannot be written.
         """
-        while True:
+        tries = 2
+        while tries:
+            before = self.file.thrown_away
             added = self.file.write(lambda connection: self._add(connection, cut, rows))
             self._seen = None
-            if not added:
-                return added == 0
+            if added == 0:
+                return True
+            if added is None:
+                tries -= 1 if self.file.thrown_away is not before else tries
+        return False
 
     def _add(self, connection: sqlite3.Connection, cut: Cut, rows: bool) -> int:
         """One batch. Returns how many rows and facts it added."""
@@ -280,7 +283,9 @@ class Catalog:
         (version,) = connection.execute("PRAGMA data_version").fetchone()
         seen = self._seen
         if seen is None or seen[0] is not connection or seen[1] != version:
-            seen = self._seen = (connection, version, _read_state(connection))
+            state = _read_state(connection)
+            self._check(state)
+            seen = self._seen = (connection, version, state)
         return seen[2]
 
     @staticmethod
@@ -348,7 +353,7 @@ def _rows_behind(state: State, cut: Cut) -> list[Extent]:
 
 def _read_state(connection: sqlite3.Connection, schema: str = "") -> State:
     rows = connection.execute(f"SELECT writer, rows, facts, first FROM {schema}writers")
-    return {writer: Indexed(*rest) for writer, *rest in rows}
+    return {writer: Indexed(*map(int, rest)) for writer, *rest in rows}
 
 
 def spans(log: WriterLog, start: int, stop: int) -> Iterable[tuple[int, int, int, int, int, int]]:
@@ -393,10 +398,9 @@ def _ids(log: WriterLog, start: int, stop: int) -> Iterable[tuple[str, int, int,
         columns = (records[name].tolist() for name in ("step_seq", "heap_at", "heap_bytes"))
         for row, (step, at, count) in enumerate(zip(*columns, strict=True), low):
             # Most facts bear no id; looking for its name is much cheaper than parsing.
-            if step < 0 and b'"id"' in (body := segment.heap[at : at + count].tobytes()):
-                values = json.loads(body)
-                if "id" in values:
-                    fact: Fact = log.fact(segment.header.first_fact + row)
+            if step < 0 and b'"id"' in segment.heap[at : at + count].tobytes():
+                fact = log.fact(segment.header.first_fact + row)
+                if "id" in fact.values:
                     attempt = fact.values.get("attempt")
                     order = (0 if attempt is None else attempt, fact.time_ns, fact.writer, fact.seq)
                     yield str(fact.values["id"]), *order, *fact.episode

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from recollect.errors import RecollectError
 from recollect.hot.files import boot_id, try_lock
 
 T = TypeVar("T")
@@ -47,6 +48,10 @@ class Damaged(Exception):
     """What an index says is not so."""
 
 
+_BAD = (sqlite3.Error, Damaged, ValueError, TypeError, OverflowError)
+"""What reading a bad file ends in: SQLite's own errors, or values of another kind than were written."""
+
+
 class Stale(Damaged):
     """An index that may be whole, but was not made by this release on this boot for this file."""
 
@@ -76,7 +81,9 @@ class Sidecar:
             try:
                 connection = self._connect()
                 return None if connection is None else _within(connection, "BEGIN", query)
-            except (sqlite3.Error, Damaged) as error:
+            except RecollectError:
+                raise
+            except _BAD as error:
                 self._after(error, "read")
                 return None
 
@@ -92,7 +99,9 @@ class Sidecar:
             try:
                 connection = self._connect(create=True)
                 return None if connection is None else _within(connection, "BEGIN IMMEDIATE", change)
-            except (sqlite3.Error, Damaged) as error:
+            except RecollectError:
+                raise
+            except _BAD as error:
                 self._after(error, "write")
                 return None
             finally:
@@ -192,7 +201,7 @@ class Sidecar:
     def _after(self, error: Exception, doing: Literal["read", "write"]) -> None:
         """Throws a bad file away; leaves one alone that only cannot be used now."""
         code = getattr(error, "sqlite_errorcode", None)
-        if isinstance(error, Damaged) or (code is not None and code & 0xFF not in _ABSENT):
+        if not isinstance(error, sqlite3.Error) or (code is not None and code & 0xFF not in _ABSENT):
             self.thrown_away = error
             if doing == "write":
                 self._remove()

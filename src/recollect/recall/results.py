@@ -139,7 +139,10 @@ class EpisodeRecord:
         if is_heap(leaf.field):
             return [decode_heap(leaf, b) for b in rows.heap_values(self._slots, name)]
         if isinstance(leaf.field, Frames) and leaf.field.stack > 1:
-            return np.stack([value_at(self._view, int(s), leaf) for s in self._slots])
+            out = np.zeros((len(self._slots), *leaf.field.stacked_shape), leaf.field.dtype)
+            for k in np.flatnonzero(rows.valid(self._slots, name)).tolist():
+                out[k] = value_at(self._view, int(self._slots[k]), leaf)
+            return out
         return rows.gather(self._slots, (name,))[name]
 
     def valid(self, name: str) -> NDArray[np.bool_]:

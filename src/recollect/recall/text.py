@@ -111,7 +111,7 @@ class TextIndex:
         """
         before, deadline = None, time.monotonic() + PATIENCE_S
         while True:
-            state = self.file.read(read_state)
+            state = self.file.read(self._state)
             if state is not None and _covers(state, cut):
                 return True
             if state != before:
@@ -123,8 +123,7 @@ class TextIndex:
 
     def add(self, connection: sqlite3.Connection, cut: Cut) -> int:
         """Adds one batch of a cut to an index. Returns how many rows and facts that were."""
-        state = read_state(connection)
-        self._check(state)
+        state = self._state(connection)
         bounds, stops = {e.writer: e for e in cut.extents}, dict(cut.facts)
         for writer in sorted(bounds.keys() | stops.keys()):
             had_rows, had_facts = state.get(writer, (0, 0))
@@ -182,7 +181,7 @@ class TextIndex:
             if answer is not None:
                 return answer
         # Nobody can bring the index up to date now: what it lacks is indexed in memory, in the end all of it.
-        for state in (self.file.read(read_state), None):
+        for state in (self.file.read(self._state), None):
             with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as own:
                 answer = self._search_beside(own, state or {}, cut, asked, count)
             if answer is not None:
@@ -212,8 +211,9 @@ class TextIndex:
 
         return self.file.read(both)
 
-    def _check(self, state: State) -> None:
+    def _state(self, connection: sqlite3.Connection) -> State:
         """Raises Damaged for an index of logs that were longer than these, or of other ones."""
+        state = read_state(connection)
         for writer, (rows, count) in state.items():
             log = self._store.logs.get(writer)
             if log is not None and (rows > log.rows or count > log.facts):
@@ -221,6 +221,7 @@ class TextIndex:
             gone = log is None and not (self._store.folder / f"{writer:016x}").exists()
             if gone or (log is not None and (rows > log.rows or count > log.facts)):
                 raise Damaged("the index is of another log")
+        return state
 
     def rows(self, log: WriterLog, start: int, stop: int) -> Iterator[tuple[int, int, str]]:
         """The documents of a log's rows; a row without text is none."""
@@ -278,7 +279,7 @@ def _covers(state: State, cut: Cut) -> bool:
 def read_state(connection: sqlite3.Connection, schema: str = "") -> State:
     """Rows and facts of each writer that are in an index."""
     rows = connection.execute(f"SELECT writer, rows, facts FROM {schema}writers")
-    return {writer: (count, facts) for writer, count, facts in rows}
+    return {writer: (int(count), int(facts)) for writer, count, facts in rows}
 
 
 def facts(log: WriterLog, start: int, stop: int) -> Iterator[tuple[int, int, str]]:
