@@ -455,12 +455,15 @@ ws = rc.create_workspace("f", rc.Schema({"uid": rc.Tensor("int64")}), durability
 with ws.writer() as writer, writer.episode(id="a") as episode:
     episode.append(uid=1)
 file = ws._hot().catalog.file
+ready, told = os.pipe()
 def forks(connection):
     child = os.fork()
     if not child:
+        os.write(told, b"x")
         signal.pause()
     return child
 child = file.write(forks)
+os.read(ready, 1)
 print(ws._hot().catalog.catch_up(ws.cut()))
 os.kill(child, signal.SIGKILL)
 os.waitpid(child, 0)
@@ -489,6 +492,30 @@ def test_an_index_of_more_than_the_logs_hold_is_not_believed(eager: None, tmp_pa
     assert _index(again).catch_up(again.cut())
     assert _index(again).compare(again.cut()) is None
     assert_equals_a_scan(again)
+
+
+def test_evicted_rows_are_not_there_and_do_not_pile_up(eager: None) -> None:
+    """Retention moves the start of an extent; what is before it is nobody's row any more."""
+    ws = _filled()
+    index, view = _index(ws), ws.view()
+    (extent,) = ws.cut().extents
+    assert index.catch_up(ws.cut())
+    whole = _entries(ws)
+    for start in (5, 1000, 2000):
+        cut = rc.Cut((extent._replace(start=start),), ws.cut().facts)
+        for key in map(rc.EpisodeKey._make, view.episodes.keys[:: 40 if start > 5 else 1].tolist()):
+            seqs = view.rows.ids(view.episodes.rows_of(key))["seq"]
+            mine = index.rows_of(key, cut)
+            assert [s for e in mine.extents for s in range(e.start, e.stop)] == seqs[seqs >= start].tolist()
+            assert sum(high - low for _, low, high in mine.pieces) == (seqs >= start).sum()
+        assert index.compare(cut) is None
+    with ws.writer() as writer, writer.episode() as episode:
+        for uid in range(50):
+            episode.append(**_step(uid))
+    now = ws.cut()
+    assert index.catch_up(rc.Cut(tuple(e._replace(start=2000) if e == extent else e for e in now.extents), now.facts))
+    assert _entries(ws) < whole / 2
+    ws.close()
 
 
 DIES = """

@@ -61,7 +61,7 @@ _ADD_SPAN = "INSERT INTO spans VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE S
 
 
 class Indexed(NamedTuple):
-    """How much of a writer's log is in the index; `first` is where its rows begin there."""
+    """How much of a writer's log is in the index; `first` is the row from which on."""
 
     rows: int
     facts: int
@@ -193,6 +193,8 @@ class Catalog:
         """One batch. Returns how many rows and facts it added."""
         state = _read_state(connection)
         self._check(state)
+        if evicted(state.items(), cut) > max(BATCH_ROWS, cut.rows):
+            raise Damaged("most of what the index holds was evicted")
         stops = dict(cut.facts)
         bounds = {e.writer: e for e in cut.extents}
         left_rows, left_facts = BATCH_ROWS, BATCH_FACTS
@@ -205,7 +207,7 @@ class Catalog:
             fact_stop = min(stops.get(writer, 0), fact + left_facts)
             if start >= stop and fact >= fact_stop:
                 continue
-            first = self._prune(connection, writer, had.first, extent.start, start)
+            first = had.first if writer in state else extent.start
             if start < stop:
                 connection.executemany(_ADD_SPAN, spans(log, start, stop))
                 left_rows -= stop - start
@@ -229,16 +231,6 @@ class Catalog:
                 log.refresh()
                 if had.rows > log.rows or had.facts > log.facts:
                     raise Damaged("the index is of another log")
-            elif log is None and not (self._store.folder / f"{writer:016x}").exists():
-                raise Damaged("the index is of a log that is gone")
-
-    @staticmethod
-    def _prune(connection: sqlite3.Connection, writer: int, first: int, start: int, stop: int) -> int:
-        """Takes out the spans of rows that are no longer there, once they are a good part of the writer's."""
-        if start - first < max(BATCH_ROWS, (stop - first) // 2):
-            return first
-        connection.execute("DELETE FROM spans WHERE writer = ? AND stop <= ?", (writer, start))
-        return start
 
     def compare(self, cut: Cut) -> Difference | None:
         """How the index differs from the logs, None where it does not."""
@@ -246,12 +238,16 @@ class Catalog:
 
         def fill(connection: sqlite3.Connection) -> None:
             for writer, had in _read_state(connection, "held.").items():
-                log = self._store.log(writer)
-                start = starts.get(writer, 0)
+                log = self._store.logs.get(writer)
+                start = starts.get(writer, 0) if log is not None else had.rows
                 connection.execute("INSERT INTO writers VALUES (?, ?, ?, ?)", (writer, had.rows, had.facts, had.first))
-                connection.executemany(_ADD_SPAN, spans(log, start, had.rows))
-                connection.executemany("INSERT INTO facts VALUES (?, ?, ?, ?)", fact_places(log, 0, had.facts))
-                connection.executemany("INSERT INTO ids VALUES (?, ?, ?, ?, ?, ?, ?)", _ids(log, 0, had.facts))
+                if log is not None:
+                    connection.executemany(_ADD_SPAN, spans(log, start, had.rows))
+                    connection.executemany("INSERT INTO facts VALUES (?, ?, ?, ?)", fact_places(log, 0, had.facts))
+                    connection.executemany("INSERT INTO ids VALUES (?, ?, ?, ?, ?, ?, ?)", _ids(log, 0, had.facts))
+                else:
+                    connection.execute("DELETE FROM held.facts WHERE writer = ?", (writer,))
+                    connection.execute("DELETE FROM held.ids WHERE writer = ?", (writer,))
                 # Rows that retention took may still have spans, which nobody looks at.
                 for schema in ("main", "held") if start else ():
                     old = f"DELETE FROM {schema}.spans WHERE writer = ? AND chunk <= ?"
@@ -323,6 +319,12 @@ class Catalog:
                     extents += _runs(writer, rows + at)
                 at += high - low
         return OwnRows(pieces, tuple(extents))
+
+
+def evicted(indexed: Iterable[tuple[int, tuple[int, int, int]]], cut: Cut) -> int:
+    """How many of the rows that an index knows, by writer (rows, facts, first), retention has taken since."""
+    starts = {e.writer: e.start for e in cut.extents}
+    return sum(max(0, starts.get(writer, rows) - first) for writer, (rows, _, first) in indexed)
 
 
 def _append_rows(pieces: list[tuple[Block, int, int]], block: Block, low: int, rows: NDArray[np.int64]) -> None:

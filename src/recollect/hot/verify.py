@@ -74,7 +74,7 @@ class Findings:
     @property
     def readable(self) -> bool:
         """Whether the logs are whole, so that something can be made from them."""
-        return not any(p.level == "lost" for p in self.problems)
+        return all(p.level == "harmless" for p in self.problems)
 
     def add(self, level: Level, where: str, what: str, remedy: str, rows: Sequence[Extent] = ()) -> None:
         self.problems.append(Problem(level, where, what, remedy, merged(rows)))
@@ -90,11 +90,11 @@ def verify_logs(path: Path, layout: Layout | None, progress: Progress | None = N
     found = Findings()
     _leftovers(path, found)
     folder = path / "log"
-    logs = [p for p in sorted(folder.iterdir()) if p.is_dir()] if folder.is_dir() else []
+    logs = [p for p in sorted(folder.iterdir()) if p.is_dir() and p.name[:1] != "."] if folder.is_dir() else []
     checks = []
     for log in logs:
         if _WRITER.match(log.name) is None:
-            found.add("harmless", f"log/{log.name}", "no writer's log", "Remove it by hand")
+            found.add("repairable", f"log/{log.name}", "a folder that is no writer's log", "Remove it by hand")
         elif layout is not None:
             checks.append(_LogCheck(log, layout, found))
     total = sum(check.published for check in checks)
@@ -145,7 +145,7 @@ class _LogCheck:
             self._rows(part, progress)
             self._facts(part)
         self._tails()
-        if not self.live:
+        if self.seal is not None:  # an open removes what others left
             for item in self.folder.glob(".*"):
                 if item.name.endswith(".new") or _is_old(item):
                     found.add("harmless", self._name(item), "a file that never got its name", "Remove it by hand")
@@ -192,13 +192,10 @@ class _LogCheck:
                 gap = (Extent(self.writer, min(rows, header.first_row), max(rows, header.first_row)),)
                 said = "what the counter of the segment before it says"
                 self.found.add("lost", part.name, f"it begins elsewhere than {said}", _RESTORE, gap)
-            last = k + 1 == len(self.segments)
             if self.seal is not None:
-                # The seal decides: after a power cut a counter may be older than what was found whole.
-                nxt = None if last else self.segments[k + 1].segment.header
-                ends = self.seal if nxt is None else (nxt.first_row, nxt.first_fact)
-                part.rows = min(max(0, ends[0] - header.first_row), header.shape.rows)
-                part.facts = min(max(0, ends[1] - header.first_fact), header.shape.facts)
+                after = self.segments[k + 1].segment.header if k + 1 < len(self.segments) else None
+                if after is None or after.index == header.index + 1:
+                    part.end_at(*(self.seal if after is None else (after.first_row, after.first_fact)))
             rows, facts = header.first_row + part.rows, header.first_fact + part.facts
         if self.seal is not None and (rows < self.seal[0] or facts < self.seal[1]):
             gap = (Extent(self.writer, rows, self.seal[0]),)
@@ -313,6 +310,17 @@ class _Part:
         self.first = segment.header.first_row
         self.rows = min(word & ROWS_MASK, segment.header.shape.rows)
         self.facts = min(word >> 32, segment.header.shape.facts)
+
+    def end_at(self, row: int, fact: int) -> None:
+        """Takes the word of a seal or a successor for where it ends: after a power cut a counter may be older.
+
+        Where no whole rows are behind the counter, it ends there all the same.
+        """
+        header, counted = self.segment.header, self.rows
+        self.rows = min(max(0, row - header.first_row), header.shape.rows)
+        self.facts = min(max(0, fact - header.first_fact), header.shape.facts)
+        if self.rows > counted:
+            self.rows = _whole_rows(self.segment, counted, self.rows)
 
 
 def _is_live(folder: Path) -> bool:

@@ -15,7 +15,7 @@ LONGEST_TERM = 128
 _TOKEN = re.compile(r"[\w./:\-]+")
 _PUNCTUATION = "_-./:"
 _SPLIT = re.compile(r"[_\-./:]+")
-_CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]+")
 _STOP = (
     "a about after all also an and any are as at be because been before but by can could did do does for from had has "
@@ -32,7 +32,8 @@ class Word(NamedTuple):
     Attributes:
         whole: the word as one term.
         parts: the terms it is made of, without `whole`; none for a plain word.
-        is_identifier: whether it is a name rather than a word: it has a digit, an inner capital or punctuation inside.
+        is_identifier: whether it is a name rather than a word: it has an inner capital, punctuation inside, or
+            digits beside letters.
     """
 
     whole: str
@@ -54,13 +55,14 @@ def words(text: str) -> list[Word]:
         if _CJK.search(token):
             out += _mixed(token)
             continue
+        # A number within a code (E1234) is no word of its own; one between punctuation is.
         pieces = _CAMEL.findall(token) if token.isascii() else []
-        name = len(pieces) > 1 or any(c in _PUNCTUATION for c in token)
+        coded = any(c.isdigit() for c in token) and not token.isdecimal()
+        name = coded or len(pieces) > 1 or any(c in _PUNCTUATION for c in token)
         parts = dict.fromkeys(p for p in map(_fold, (*_SPLIT.split(token), *pieces)) if len(p) > 1)
         whole = _fold(token)
         parts.pop(whole, None)
-        identifier = len(whole) > 2 and (name or any(c.isdigit() for c in whole))
-        out.append(Word(whole, tuple(parts), identifier))
+        out.append(Word(whole, tuple(parts), name and len(whole) > 2))
     return out
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from recollect.errors import ArgumentError
+from recollect.hot.catalog import evicted
 from recollect.hot.compare import Difference, compare
 from recollect.hot.log import WriterLog
 from recollect.hot.sidecar import Damaged, Sidecar
@@ -34,6 +35,8 @@ from recollect.view import Cut, Extent, StepId
 
 FORMAT = 1
 NAME = "text.sqlite"
+KEPT_ROWS = 100_000
+"""So many evicted rows an index may always hold; beyond, as many as there are others."""
 BATCH = 4096
 """Rows and facts of one transaction."""
 COMMON = (0.05, 1000)
@@ -47,7 +50,9 @@ PATIENCE_S = 2.0
 """How long a search waits for an index that another process should be filling, and is not."""
 
 TABLES = """
-CREATE TABLE writers (writer INTEGER PRIMARY KEY, rows INTEGER NOT NULL, facts INTEGER NOT NULL);
+CREATE TABLE writers (
+    writer INTEGER PRIMARY KEY, rows INTEGER NOT NULL, facts INTEGER NOT NULL, first INTEGER NOT NULL
+);
 CREATE TABLE documents (
     document INTEGER PRIMARY KEY, kind INTEGER NOT NULL, writer INTEGER NOT NULL, seq INTEGER NOT NULL
 );
@@ -55,8 +60,9 @@ CREATE VIRTUAL TABLE terms USING fts5(text, content = '', tokenize = "ascii toke
 CREATE VIRTUAL TABLE vocabulary USING fts5vocab(terms, row)
 """
 
-State: TypeAlias = dict[int, tuple[int, int]]
-"""Rows and facts of each writer that are in an index."""
+State: TypeAlias = dict[int, tuple[int, int, int]]
+"""By writer: its rows and facts that are in an index, and the row from which on."""
+_NONE = (0, 0, 0)
 
 
 class Found(NamedTuple):
@@ -124,10 +130,12 @@ class TextIndex:
     def add(self, connection: sqlite3.Connection, cut: Cut) -> int:
         """Adds one batch of a cut to an index. Returns how many rows and facts that were."""
         state = self._state(connection)
+        if evicted(state.items(), cut) > max(KEPT_ROWS, cut.rows):
+            raise Damaged("most of what the index holds was evicted")
         bounds, stops = {e.writer: e for e in cut.extents}, dict(cut.facts)
         for writer in sorted(bounds.keys() | stops.keys()):
-            had_rows, had_facts = state.get(writer, (0, 0))
             extent = bounds.get(writer, Extent(writer, 0, 0))
+            had_rows, had_facts, first = state.get(writer, (0, 0, extent.start))
             log = self._store.log(writer)
             start, stop = max(had_rows, extent.start), min(extent.stop, max(had_rows, extent.start) + BATCH)
             fact_stop = min(stops.get(writer, 0), had_facts + BATCH)
@@ -138,8 +146,8 @@ class TextIndex:
                 place = connection.execute("INSERT INTO documents VALUES (NULL, ?, ?, ?)", (kind, writer, seq))
                 connection.execute("INSERT INTO terms(rowid, text) VALUES (?, ?)", (place.lastrowid, body))
             connection.execute(
-                "INSERT OR REPLACE INTO writers VALUES (?, ?, ?)",
-                (writer, max(had_rows, stop), max(had_facts, fact_stop)),
+                "INSERT OR REPLACE INTO writers VALUES (?, ?, ?, ?)",
+                (writer, max(had_rows, stop), max(had_facts, fact_stop), first),
             )
             return max(0, stop - start) + max(0, fact_stop - had_facts)
         return 0
@@ -150,15 +158,18 @@ class TextIndex:
 
         def fill(connection: sqlite3.Connection) -> None:
             held = read_state(connection, "held.")
-            extents = tuple(Extent(w, starts.get(w, 0), rows) for w, (rows, _) in held.items() if rows)
-            as_far = Cut(extents, tuple((w, count) for w, (_, count) in held.items() if count))
+            here = {w: n for w, n in held.items() if w in self._store.logs}
+            extents = tuple(Extent(w, starts.get(w, 0), n[0]) for w, n in here.items() if n[0])
+            as_far = Cut(extents, tuple((w, n[1]) for w, n in here.items() if n[1]))
             while self.add(connection, as_far):
                 pass
+            connection.executemany("INSERT OR REPLACE INTO writers VALUES (?, ?, ?, ?)", ((w, *held[w]) for w in held))
             for schema in ("main", "held"):
                 connection.execute(f"CREATE VIRTUAL TABLE temp.{schema} USING fts5vocab({schema}, terms, instance)")
-                for writer, start in starts.items():
-                    old = f"DELETE FROM {schema}.documents WHERE kind = ? AND writer = ? AND seq < ?"
-                    connection.execute(old, (ROW, writer, start))
+                # What retention took may still have documents, which lead nowhere.
+                old = f"DELETE FROM {schema}.documents WHERE writer = ? AND (kind = ? AND seq < ? OR ?)"
+                for writer in held:
+                    connection.execute(old, (writer, ROW, starts.get(writer, 0), writer not in here))
 
         documents = "{schema}.documents"
         return compare(
@@ -195,7 +206,7 @@ class TextIndex:
         own.execute("BEGIN")
         for statement in TABLES.split(";"):
             own.execute(statement)
-        own.executemany("INSERT INTO writers VALUES (?, ?, ?)", ((w, *n) for w, n in state.items()))
+        own.executemany("INSERT INTO writers VALUES (?, ?, ?, ?)", ((w, *n) for w, n in state.items()))
         try:
             while self.add(own, cut):
                 pass
@@ -212,15 +223,14 @@ class TextIndex:
         return self.file.read(both)
 
     def _state(self, connection: sqlite3.Connection) -> State:
-        """Raises Damaged for an index of logs that were longer than these, or of other ones."""
+        """Raises Damaged for an index of logs that were longer than these."""
         state = read_state(connection)
-        for writer, (rows, count) in state.items():
+        for writer, (rows, count, _) in state.items():
             log = self._store.logs.get(writer)
             if log is not None and (rows > log.rows or count > log.facts):
                 log.refresh()
-            gone = log is None and not (self._store.folder / f"{writer:016x}").exists()
-            if gone or (log is not None and (rows > log.rows or count > log.facts)):
-                raise Damaged("the index is of another log")
+                if rows > log.rows or count > log.facts:
+                    raise Damaged("the index is of another log")
         return state
 
     def rows(self, log: WriterLog, start: int, stop: int) -> Iterator[tuple[int, int, str]]:
@@ -249,8 +259,10 @@ class TextIndex:
         if hit.kind == ROW:
             inside = any(e.writer == hit.writer and e.start <= hit.seq < e.stop for e in cut.extents)
             return StepId(hit.writer, hit.seq) if inside else None
+        if hit.seq >= dict(cut.facts).get(hit.writer, 0):
+            return None
         log = self._store.log(hit.writer)
-        if hit.seq >= dict(cut.facts).get(hit.writer, 0) or not log.holds_fact(hit.seq):
+        if not log.holds_fact(hit.seq):
             return None
         fact = log.fact(hit.seq)
         if fact.step is not None:
@@ -272,14 +284,14 @@ class TextIndex:
 
 
 def _covers(state: State, cut: Cut) -> bool:
-    rows = all(state.get(e.writer, (0, 0))[0] >= e.stop for e in cut.extents)
-    return rows and all(state.get(writer, (0, 0))[1] >= stop for writer, stop in cut.facts)
+    rows = all(state.get(e.writer, _NONE)[0] >= e.stop for e in cut.extents)
+    return rows and all(state.get(writer, _NONE)[1] >= stop for writer, stop in cut.facts)
 
 
 def read_state(connection: sqlite3.Connection, schema: str = "") -> State:
-    """Rows and facts of each writer that are in an index."""
-    rows = connection.execute(f"SELECT writer, rows, facts FROM {schema}writers")
-    return {writer: (int(count), int(facts)) for writer, count, facts in rows}
+    """How far an index goes."""
+    rows = connection.execute(f"SELECT writer, rows, facts, first FROM {schema}writers")
+    return {writer: (int(count), int(facts), int(first)) for writer, count, facts, first in rows}
 
 
 def facts(log: WriterLog, start: int, stop: int) -> Iterator[tuple[int, int, str]]:

@@ -89,14 +89,17 @@ def _indexes(path: Path, layout: Layout, found: Findings) -> tuple[str, ...]:
     store = HotStore(path / "log", layout, path.name)
     text = TextIndex(store)
     present: list[Catalog | TextIndex] = [index for index in (store.catalog, text) if index.file.path.exists()]
-    if not found.readable:
+    try:
+        if not found.readable:
+            raise CorruptionError("the logs are damaged")
+        cut = store.cut()
+        differences = [index.compare(cut) for index in present]
+    except CorruptionError:
         for index in present:
             what = "it was not held against the logs, which are damaged"
             found.add("harmless", index.file.path.name, what, "Delete it if in doubt; it is made again when needed")
         return ()
-    cut = store.cut()
-    for index in present:
-        difference = index.compare(cut)
+    for index, difference in zip(present, differences, strict=True):
         if difference is not None:
             index.file.discard()
             made = index.catch_up(cut)
