@@ -165,21 +165,24 @@ class Catalog:
                 raise Damaged("a fact is about another episode")
             return FactIndex.of(facts)
 
-        return self._ask(cut, query, use, rows=False)
+        # Looking through facts by episode is fast: the first reader of a big workspace does not wait for all of it.
+        return self._ask(cut, query, use, rows=False, batches=1)
 
     # -- bringing it up to date ----------------------------------------------------------------------------
 
-    def catch_up(self, cut: Cut, *, rows: bool = True) -> bool:
+    def catch_up(self, cut: Cut, *, rows: bool = True, batches: int | None = None) -> bool:
         """Adds what the cut holds and the index does not.
 
         Args:
             rows: False leaves rows for later, and adds facts only.
+            batches: at most so many; None for all.
 
         Returns:
             Whether all is in it now. False where another process is at it, or the file cannot be written.
         """
         tries = 2
-        while tries:
+        while tries and batches != 0:
+            batches = None if batches is None else batches - 1
             before = self.file.thrown_away
             added = self.file.write(lambda connection: self._add(connection, cut, rows))
             self._seen = None
@@ -258,11 +261,19 @@ class Catalog:
 
     # -- inside --------------------------------------------------------------------------------------------
 
-    def _ask(self, cut: Cut, query: Query, use: Callable[[State, list[Any]], T], *, rows: bool = True) -> T:
+    def _ask(
+        self,
+        cut: Cut,
+        query: Query,
+        use: Callable[[State, list[Any]], T],
+        *,
+        rows: bool = True,
+        batches: int | None = None,
+    ) -> T:
         """`use` of what the index knows and of how far it goes; of nothing where it cannot be asked."""
         state, found = self._look(query)
         if self._is_behind(state, cut, rows):
-            self.catch_up(cut, rows=rows)
+            self.catch_up(cut, rows=rows, batches=batches)
             state, found = self._look(query)
         try:
             return use(state, found)
