@@ -24,7 +24,9 @@ from recollect.hot.store import HotStore
 from recollect.hot.writer import Writer
 from recollect.masking import Masker, keep
 from recollect.recall import recent as recalled
-from recollect.recall.results import EpisodeRecord, Hits, nan_rewards
+from recollect.recall.results import EpisodeRecord, Hits, interrupted, nan_rewards
+from recollect.recall.text import TextIndex
+from recollect.recall.verify import Report, verify
 from recollect.recall.window import with_predecessors
 from recollect.records.layout import Layout
 from recollect.schema import Change, Schema
@@ -60,7 +62,10 @@ class WriterStats:
 
 @dataclass(frozen=True)
 class WorkspaceStats:
-    """Counts of a workspace, with `writers` one by one."""
+    """Counts of a workspace, with `writers` one by one.
+
+    `interrupted` counts the episodes with that status, those included whose writer died before it could say so.
+    """
 
     rows: int
     steps: int
@@ -68,6 +73,7 @@ class WorkspaceStats:
     undrawable_truncated: int
     undrawable_open: int
     episodes: int
+    interrupted: int
     facts: int
     nan_rewards: int
     disk_bytes: int
@@ -93,6 +99,7 @@ class Workspace:
         self.durability: Durability = description.durability
         self._mask = mask
         self._store: HotStore | None = None
+        self._text: TextIndex | None = None
         self.start_over()
         _live.add(self)
         self.recovered: list[Recovery] = []
@@ -225,6 +232,24 @@ class Workspace:
         """The newest `k` steps over all writers, newest first."""
         return Hits(()) if self.schema is None else recalled.recent(self._hot(), k)
 
+    def similar(self, query: str, k: int = 8) -> Hits:
+        """The `k` steps that a text is most about, best first, with `scores`.
+
+        Searched are text fields, the strings in JSON fields, and the text of facts; a fact about an episode leads to
+        the episode's last step. What is not relevant is no hit: there may be fewer than `k`, or none.
+
+        Raises:
+            ArgumentError: a query that is no text, or `k` below 1.
+        """
+        return Hits(()) if self.schema is None else self._text_index().similar(query, k)
+
+    def _text_index(self) -> TextIndex:
+        store = self._hot()
+        with self._lock:
+            if self._text is None:
+                self._text = TextIndex(store)
+            return self._text
+
     def episode(self, episode: str | EpisodeKey | StepId) -> EpisodeRecord:
         """A whole episode by its id (the newest attempt), key, or one of its steps. Raises NotFound."""
         return recalled.episode(self._hot(), episode)
@@ -263,7 +288,7 @@ class Workspace:
     def stats(self) -> WorkspaceStats:
         """Counts over the whole workspace, and per writer what is visible and what is durable."""
         if self.schema is None:
-            return WorkspaceStats(0, 0, 0, 0, 0, 0, 0, 0, _disk_bytes(self.path), ())
+            return WorkspaceStats(0, 0, 0, 0, 0, 0, 0, 0, 0, _disk_bytes(self.path), ())
         store = self._hot()
         alive = set(home.live_writers(self.path))  # before the logs: a log that is sealed since is not live
         view = store.view()
@@ -276,6 +301,7 @@ class Workspace:
             undrawable_truncated=view.anchors.undrawable_truncated,
             undrawable_open=view.anchors.undrawable_open,
             episodes=len(view.episodes.keys),
+            interrupted=interrupted(view, {log.writer for log in logs if log.sealed}),
             facts=sum(log.facts for log in logs),
             nan_rewards=nan_rewards(view),
             disk_bytes=_disk_bytes(self.path),
@@ -293,6 +319,16 @@ class Workspace:
                 for log in logs
             ),
         )
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> Report:
+        """Checks every checksum and counter, and the indexes against the logs; agents may go on meanwhile.
+
+        Logs are only read. An index that is wrong is made again, and the report says so.
+
+        Args:
+            progress: called with rows checked and rows to check.
+        """
+        return verify(self.path, progress)
 
     # -- promoting -----------------------------------------------------------------------------------------
 
@@ -331,13 +367,17 @@ class Workspace:
     # -- closing -------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Closes the writers that this handle made."""
+        """Closes the writers that this handle made, and its indexes."""
         for writer in self._writers:
             writer.close()
         self._writers.clear()
         if self._annotator is not None:
             self._annotator.close()
             self._annotator = None
+        if self._store is not None:
+            self._store.close()
+        if self._text is not None:
+            self._text.file.close()
 
     def __enter__(self) -> Workspace:
         return self

@@ -169,6 +169,8 @@ def _show_stats(out: Output, stats: WorkspaceStats) -> None:
         f"{'drawable':<12}{stats.drawable:,}; not: {stats.undrawable_open:,} at the end of an open episode, "
         f"{stats.undrawable_truncated:,} truncated without a next observation"
     )
+    if stats.interrupted:
+        out.line(f"{'interrupted':<12}{count(stats.interrupted, 'episode')}")
     if stats.nan_rewards:
         out.line(f"{'NaN rewards':<12}{stats.nan_rewards:,}")
     if stats.writers:

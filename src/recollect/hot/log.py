@@ -236,6 +236,33 @@ class WriterLog:
                 self._facts.append(_parse(segment, row))
         return self._facts[:stop]
 
+    def fact_pieces(self, start: int, stop: int) -> list[tuple[Segment, int, int]]:
+        """The segments that hold facts `start` to `stop`, in order, with their rows there."""
+        out = []
+        for k, segment in enumerate(self.segments):
+            first = segment.header.first_fact
+            low, high = max(start, first), min(stop, self._facts_end(k))
+            if low < high:
+                out.append((segment, low - first, high - first))
+        return out
+
+    def fact(self, seq: int) -> Fact:
+        """One fact.
+
+        Raises:
+            CorruptionError: it is damaged, or not there.
+        """
+        for segment, row, _ in self.fact_pieces(seq, seq + 1):
+            if segment.checked.whole_facts(row, row + 1) == row + 1:
+                return _parse(segment, row)
+        raise CorruptionError(
+            f"fact {seq} of writer {self.writer} is damaged or gone", remedy="See recollect verify NAME"
+        )
+
+    def holds_fact(self, seq: int) -> bool:
+        """Whether a fact is still there: retention may have taken it."""
+        return bool(self.fact_pieces(seq, seq + 1))
+
     def has_step_facts(self, stop: int) -> bool:
         """Whether any fact below `stop` is about a step rather than an episode."""
         for k, segment in enumerate(self.segments):

@@ -65,7 +65,7 @@ def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoin
         SchemaMismatch: it has rows of a newer schema than the writer's.
     """
     cut = store.cut()
-    facts = store.latest_facts(cut.facts)
+    facts = store.catalog.facts_of([key], cut)
     logs = [log for w, log in sorted(store.logs.items()) if w == key.writer or key in log.resumed]
     owner = max(logs, key=lambda log: log.resumed[key].time_ns if key in log.resumed else 0, default=None)
     name = facts.id_of(key)

@@ -6,11 +6,14 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from recollect.errors import NotFound
+from recollect.hot import catalog
+from recollect.hot.catalog import Catalog
 from recollect.hot.layouts import Layouts
 from recollect.hot.log import WriterLog
 from recollect.records.block import Block, join_rows
@@ -32,6 +35,7 @@ class HotStore:
 
     def __init__(self, folder: Path, layouts: Layouts, name: str = "") -> None:
         self.folder, self.layouts, self.name = folder, layouts, name
+        self.catalog = Catalog(folder.parent / catalog.NAME, self)
         self.start_over()
         _live.add(self)
 
@@ -39,8 +43,6 @@ class HotStore:
         """Forgets what was read. Another thread may have been reading when the process forked."""
         self.logs: dict[int, WriterLog] = {}
         self._lock = threading.RLock()
-        self._latest = FactIndex()
-        self._indexed: dict[int, int] = {}
         self._growing: list[WriterLog] = []
         self._scanned_ns = -1
 
@@ -125,6 +127,14 @@ class HotStore:
             raise NotFound(f"no writer {writer} in workspace {self.name!r}")
         return self.logs[writer]
 
+    def close(self) -> None:
+        """Gives up the index's file; it is opened again when it is next asked."""
+        self.catalog.file.close()
+
+    def are_sealed(self, writers: Iterable[int]) -> bool:
+        """Whether all these writers are gone for good."""
+        return all(w in self.logs and self.logs[w].sealed for w in writers)
+
     def facts(self, stops: tuple[tuple[int, int], ...]) -> list[Fact]:
         """Every fact of a cut, writer by writer."""
         out: list[Fact] = []
@@ -135,15 +145,6 @@ class HotStore:
     def index(self, stops: tuple[tuple[int, int], ...]) -> FactIndex:
         """The facts of a cut, and no others."""
         return FactIndex.of(self.facts(stops))
-
-    def latest_facts(self, stops: tuple[tuple[int, int], ...]) -> FactIndex:
-        """One index that grows: the facts of a cut, and whatever was asked for since. For recall, not for views."""
-        with self._lock:
-            for writer, stop in stops:
-                for fact in self.log(writer).read_facts(stop)[self._indexed.get(writer, 0) :]:
-                    self._latest.add(fact)
-                self._indexed[writer] = max(stop, self._indexed.get(writer, 0))
-            return self._latest
 
     def _changed(self, stops: tuple[tuple[int, int], ...]) -> Changed:
         """What lays the cut's step facts over its rows; nothing where it has none."""
