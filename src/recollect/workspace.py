@@ -7,81 +7,39 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from recollect.errors import ArgumentError, SchemaError, StoreError
+from recollect.errors import ArgumentError, NotFound, SchemaError, StoreError
 from recollect.hot import home
 from recollect.hot.evict import Eviction
 from recollect.hot.facts import check_facts, check_step_facts
 from recollect.hot.growing import SEGMENT_BYTES, Durability
 from recollect.hot.home import Description
 from recollect.hot.keep import Keep
-from recollect.hot.log import WriterLog
+from recollect.hot.live import LiveSource
 from recollect.hot.private import PrivateFolder
 from recollect.hot.recover import Recovery, recover
 from recollect.hot.resume import ResumePoint, resume_point
-from recollect.hot.retain import Retainer, Retention
+from recollect.hot.retain import Retainer
 from recollect.hot.store import HotStore
 from recollect.hot.targets import change_home, digest, fix_home, read_home
 from recollect.hot.writer import Writer
 from recollect.masking import Masker
 from recollect.masking import keep as unmasked
 from recollect.recall import recent as recalled
-from recollect.recall.results import EpisodeRecord, Hits, nan_rewards
+from recollect.recall.results import EpisodeRecord, Hits
+from recollect.recall.stats import WorkspaceStats, collect, nothing_written
+from recollect.recall.text import TextIndex
+from recollect.recall.verify import Report, verify
 from recollect.recall.window import with_predecessors
 from recollect.records.layout import Layout
-from recollect.schema import Schema
+from recollect.schema import Change, Schema
 from recollect.view import Cut, EpisodeKey, StepId, View
 
 if TYPE_CHECKING:
     from recollect.promote.snapshot import Snapshot
-
-
-@dataclass(frozen=True)
-class WriterStats:
-    """One writer's log.
-
-    Attributes:
-        writer: its id; `agent` the name it was given.
-        appended: rows ever appended.
-        visible: rows that can be read here.
-        durable: rows known to survive power loss, counted from the first one appended.
-        facts: facts that can be read here.
-        lost: rows that recovery found damaged after their writer's death, and cut off.
-        live: whether it can still grow.
-        first_row: number of the oldest row that is still there; those before it were evicted.
-    """
-
-    writer: int
-    agent: str
-    appended: int
-    visible: int
-    durable: int
-    facts: int
-    lost: int
-    live: bool
-    first_row: int = 0
-
-
-@dataclass(frozen=True)
-class WorkspaceStats:
-    """Counts of a workspace, with `writers` one by one, and what it keeps under `retention` (None without a schema)."""
-
-    rows: int
-    steps: int
-    drawable: int
-    undrawable_truncated: int
-    undrawable_open: int
-    undrawable_beheaded: int
-    episodes: int
-    facts: int
-    nan_rewards: int
-    disk_bytes: int
-    writers: tuple[WriterStats, ...]
-    retention: Retention | None = None
 
 
 _live: weakref.WeakSet[Workspace] = weakref.WeakSet()
@@ -103,13 +61,14 @@ class Workspace:
         self.durability: Durability = description.durability
         self._mask = mask
         self._store: HotStore | None = None
+        self._text: TextIndex | None = None
         self._private = folder
         self.retainer = Retainer(self.path, self._hot, self._own_writers)
         self.start_over()
         _live.add(self)
         self.recovered: list[Recovery] = []
         if self.schema is not None:
-            self.recovered = recover(self.path / "log", self._hot().layout)
+            self.recovered = recover(self.path / "log", self._hot().layouts)
             self.retainer.try_run()
 
     def start_over(self) -> None:
@@ -122,21 +81,42 @@ class Workspace:
 
     @property
     def schema(self) -> Schema | None:
-        """The schema, None while nobody has fixed it."""
+        """The newest version of the schema, None while nobody has fixed it."""
         if self._store is not None:
+            self._store.layouts.refresh()
             return self._store.layout.schema
         return home.read_schema(self.path)
+
+    def evolve(self, schema: Schema) -> list[Change]:
+        """Makes `schema` the next version of the workspace's own. Everything written before stays readable.
+
+        Fields may be added that are optional or have a default, dtypes widened, required fields made optional or given
+        a default, episode facts added (`Schema.evolution`). From now on views have the new schema, in every process:
+        older rows read as null or the default where they lack a field. Writers that are open go on under the old
+        schema, new ones begin under the new. Durable when it returns.
+
+        Returns:
+            The changes, none where the workspace has that schema already.
+
+        Raises:
+            SchemaMismatch: a change that would lose values or change their meaning; each field is named.
+            SchemaError: the workspace has no schema yet.
+        """
+        if not isinstance(schema, Schema):
+            raise SchemaError("evolve() takes a Schema", value=schema, remedy="Wrap the fields: rc.Schema({...})")
+        return home.evolve_schema(self.path, schema)
 
     def _hot(self) -> HotStore:
         with self._lock:
             if self._store is None:
-                schema = home.read_schema(self.path)
-                if schema is None:
+                try:
+                    layouts = home.layouts(self.path)
+                except NotFound:
                     raise SchemaError(
                         f"workspace {self.name!r} has no schema yet",
                         remedy="Pass schema= to create_workspace() or to the first writer()",
-                    )
-                self._store = HotStore(self.path / "log", Layout.of(schema), self.name)
+                    ) from None
+                self._store = HotStore(self.path / "log", layouts, self.name)
             return self._store
 
     # -- retention -----------------------------------------------------------------------------------------
@@ -187,7 +167,7 @@ class Workspace:
 
         Args:
             agent: a name for people.
-            schema: fixes the schema of a workspace that has none; otherwise it must equal it.
+            schema: fixes the schema of a workspace that has none; otherwise it must equal its newest version.
             durability: the workspace's own when None.
 
         Raises:
@@ -200,9 +180,11 @@ class Workspace:
         chosen = durability or self.durability
         if chosen not in home.DURABILITIES:
             raise ArgumentError("unknown durability", value=chosen, remedy=f"One of {', '.join(home.DURABILITIES)}")
+        layouts = self._hot().layouts
+        layouts.refresh()
         writer = Writer(
             self.path / "log",
-            self._hot().layout,
+            layouts.newest,
             agent=self._mask(agent),
             durability=chosen,
             mask=self._mask,
@@ -212,11 +194,12 @@ class Workspace:
         self._writers = [w for w in self._writers if w.is_open] + [writer]
         return writer
 
-    def _resume_point(self, target: str | EpisodeKey | StepId) -> ResumePoint:
+    def _resume_point(self, target: str | EpisodeKey | StepId, layout: Layout) -> ResumePoint:
         store = self._hot()
-        key = recalled.resolve(store, store.cut(), target)
-        recalled.require_episode(store, key, target)
-        return resume_point(store, key)
+        with store.pinned():
+            key = recalled.resolve(store, store.cut(), target)
+            recalled.require_episode(store, key, target)
+            return resume_point(store, key, layout)
 
     def annotate(self, target: str | EpisodeKey | StepId, **facts: Any) -> StepId:
         """Adds late facts about an episode (by id or key) or a step (by StepId). The newest wins, all are kept.
@@ -258,6 +241,24 @@ class Workspace:
         """The newest `k` steps over all writers, newest first."""
         return Hits(()) if self.schema is None else recalled.recent(self._hot(), k)
 
+    def similar(self, query: str, k: int = 8) -> Hits:
+        """The `k` steps that a text is most about, best first, with `scores`.
+
+        Searched are text fields, the strings in JSON fields, and the text of facts; a fact about an episode leads to
+        the episode's last step. What is not relevant is no hit: there may be fewer than `k`, or none.
+
+        Raises:
+            ArgumentError: a query that is no text, or `k` below 1.
+        """
+        return Hits(()) if self.schema is None else self._text_index().similar(query, k)
+
+    def _text_index(self) -> TextIndex:
+        store = self._hot()
+        with self._lock:
+            if self._text is None:
+                self._text = TextIndex(store)
+            return self._text
+
     def episode(self, episode: str | EpisodeKey | StepId) -> EpisodeRecord:
         """A whole episode by its id (the newest attempt), key, or one of its steps. Raises NotFound."""
         return recalled.episode(self._hot(), episode)
@@ -270,50 +271,46 @@ class Workspace:
         """An immutable view of everything published now, or of an earlier cut."""
         return self._hot().view(cut)
 
+    def live(self, last: int | None = None) -> LiveSource:
+        """A source of views that grow: pass it to a `Loader`, and each batch is drawn from what is published by then.
+
+        A row's slot never changes. A refresh costs what the new rows cost, and one look at each live writer's counter
+        when there are none. The source belongs to one loader or thread.
+
+        Args:
+            last: only the newest so many rows, in the order in which they arrived here, may be read and drawn; what
+                was there before is ordered by time. A step whose frame stack reaches back to older rows is not
+                drawn. All rows when None.
+
+        Raises:
+            ArgumentError: `last` is no whole number of at least 1.
+            SchemaError: the workspace has no schema yet.
+        """
+        if last is not None and (not isinstance(last, int) or isinstance(last, bool) or last < 1):
+            raise ArgumentError("last is a whole number of at least 1", value=last)
+        return LiveSource(self._hot(), last)
+
     def view_with_predecessors(self, cut: Cut) -> View:
         """A view that holds the rows of `cut`, and those before them that their frame stacks reach back to."""
-        return self._hot().view(with_predecessors(self._hot(), cut))
+        store = self._hot()
+        with store.pinned():
+            return store.view(with_predecessors(store, cut))
 
     def stats(self) -> WorkspaceStats:
         """Counts over the whole workspace, and per writer what is visible and what is durable."""
         if self.schema is None:
-            return WorkspaceStats(0, 0, 0, 0, 0, 0, 0, 0, 0, _disk_bytes(self.path), ())
-        store = self._hot()
-        alive = set(home.live_writers(self.path))  # before the logs: a log that is sealed since is not live
-        with store.pinned():
-            view = store.view()
-            logs = [log for _, log in sorted(store.logs.items()) if not log.gone]
-            return self._stats(store, view, logs, alive)
+            return nothing_written(self.path)
+        return collect(self._hot(), self.path, self.retainer.stats)
 
-    def _stats(self, store: HotStore, view: View, logs: list[WriterLog], alive: set[int]) -> WorkspaceStats:
-        rows = {e.writer: e.stop - e.start for e in view.cut.extents}
-        return WorkspaceStats(
-            rows=len(view.rows),
-            steps=int((~view.episodes.is_final).sum()),
-            drawable=len(view),
-            undrawable_truncated=view.anchors.undrawable_truncated,
-            undrawable_open=view.anchors.undrawable_open,
-            undrawable_beheaded=view.anchors.undrawable_beheaded,
-            episodes=len(view.episodes.keys),
-            facts=sum(log.kept_facts for log in logs),
-            nan_rewards=nan_rewards(view),
-            disk_bytes=_disk_bytes(self.path),
-            writers=tuple(
-                WriterStats(
-                    writer=log.writer,
-                    agent=log.agent,
-                    appended=log.rows,
-                    visible=rows.get(log.writer, 0),
-                    durable=log.durable_rows,
-                    facts=log.kept_facts,
-                    lost=0 if log.lost is None else log.lost[1] - log.lost[0],
-                    live=log.writer in alive and not log.sealed,
-                    first_row=log.first.row,
-                )
-                for log in logs
-            ),
-            retention=self.retainer.stats(),
-        )
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> Report:
+        """Checks every checksum and counter, and the indexes against the logs; agents may go on meanwhile.
+
+        Logs are only read. An index that is wrong is made again, and the report says so.
+
+        Args:
+            progress: called with rows checked and rows to check.
+        """
+        return verify(self.path, progress)
 
     # -- promoting -----------------------------------------------------------------------------------------
 
@@ -357,7 +354,7 @@ class Workspace:
     # -- closing -------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Closes the writers that this handle made. A private workspace is removed."""
+        """Closes the writers that this handle made, and its indexes. A private workspace is removed."""
         for writer in self._writers:
             writer.close()
         self._writers.clear()
@@ -365,6 +362,10 @@ class Workspace:
             self._annotator.close()
             self._annotator = None
         self.retainer.close()
+        if self._store is not None:
+            self._store.close()
+        if self._text is not None:
+            self._text.file.close()
         if self._private is not None:
             self._private.remove()
 
@@ -477,15 +478,6 @@ def delete_workspace(name: str | os.PathLike[str]) -> None:
         WriterError: a live agent is writing to it.
     """
     home.delete(home.workspace_path(name))
-
-
-def _disk_bytes(path: Path) -> int:
-    total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
-                total += (Path(folder) / name).stat().st_blocks * 512
-    return total
 
 
 def _after_fork() -> None:

@@ -105,7 +105,7 @@ def test_a_writer_that_only_appends_stays_within_bounds(durability: Any) -> None
         assert len(files(ws)) < 20
         if durability == "process":
             writer._log.roll()
-            assert len(writer._log._unsynced) < 15, "maps of evicted segments are given up"
+            assert len(writer._log.behind.unsynced) < 15, "maps of evicted segments are given up"
         writer.close()
         assert len(ws.view().rows) < 1000
 

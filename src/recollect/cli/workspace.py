@@ -1,4 +1,4 @@
-"""`recollect workspace create | list | show | delete`."""
+"""`recollect workspace create | list | show | evolve | delete`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from recollect.hot.home import Description
     from recollect.hot.recover import Recovery
     from recollect.hot.retain import Retention
+    from recollect.recall.stats import WorkspaceStats
     from recollect.schema import Schema
-    from recollect.workspace import Workspace, WorkspaceStats
+    from recollect.workspace import Workspace
 
 Durability: TypeAlias = Literal["process", "interval", "step"]
 Preset: TypeAlias = Literal["llm-agent"]
 
-app = typer.Typer(help="Create, list, show and delete workspaces.", no_args_is_help=True)
+app = typer.Typer(help="Create, list, show, evolve and delete workspaces.", no_args_is_help=True)
 
 
 @app.command("create")
@@ -192,10 +193,12 @@ def _show_schema(out: Output, schema: Schema | None) -> None:
         shape = "x".join(map(str, getattr(field, "shape", ()))) or "-"
         if getattr(field, "stack", 1) > 1:
             shape = f"{field.stack} planes of {shape}"
-        rows.append((leaf.path, field.type, dtype, shape, leaf.role or "-", "yes" if field.optional else "no"))
+        default = getattr(field, "default", None)
+        shown = "-" if default is None else repr(default)
+        rows.append((leaf.path, field.type, dtype, shape, leaf.role or "-", "yes" if field.optional else "no", shown))
     out.line(f"{'schema':<12}{schema.fingerprint}")
     out.line(f"{'facts':<12}{', '.join(schema.episode)}")
-    out.table("", ("field", "type", "dtype", "shape", "role", "optional"), rows)
+    out.table("", ("field", "type", "dtype", "shape", "role", "optional", "default"), rows)
 
 
 def _show_stats(out: Output, stats: WorkspaceStats) -> None:
@@ -207,6 +210,8 @@ def _show_stats(out: Output, stats: WorkspaceStats) -> None:
         f"{'drawable':<12}{stats.drawable:,}; not: {stats.undrawable_open:,} at the end of an open episode, "
         f"{stats.undrawable_truncated:,} truncated without a next observation"
     )
+    if stats.interrupted:
+        out.line(f"{'interrupted':<12}{count(stats.interrupted, 'episode')}")
     if stats.nan_rewards:
         out.line(f"{'NaN rewards':<12}{stats.nan_rewards:,}")
     if stats.undrawable_beheaded:
@@ -248,6 +253,32 @@ def _show_retention(out: Output, kept: Retention) -> None:
         out.line(f"{'over limit':<12}{waiting} beyond it wait for a snapshot to the home buffer")
     if kept.problem:
         out.line(f"{'retention':<12}{kept.problem}")
+
+
+@app.command("evolve")
+def evolve(
+    context: typer.Context,
+    name: Name,
+    schema: Annotated[
+        Path, typer.Option(metavar="FILE.toml", help="Read the new schema from this TOML file.", show_default=False)
+    ],
+    json: Json = False,
+) -> None:
+    """Give a workspace the next version of its schema. What was written before stays readable."""
+    from recollect.schema import Schema
+    from recollect.workspace import open_workspace
+
+    out = Output(context, json)
+    wanted = Schema.from_toml(schema)
+    with open_workspace(name) as ws:
+        changes = ws.evolve(wanted)
+        if out.json:
+            out.document(_identity(ws) | {"schema": _describe(ws.schema), "changes": plain(changes)})
+            return
+        for change in changes:
+            out.line(change.text)
+        made = f"evolved with {count(len(changes), 'change')}" if changes else "has that schema already"
+        out.line(f"workspace {ws.name} {made} ({wanted.fingerprint})")
 
 
 @app.command("delete")

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import bisect
-import json
 import mmap
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from recollect.errors import CorruptionError, NotFound, StoreError
 from recollect.hot.first import First, Resumption, read_first
+from recollect.hot.layouts import Layouts
+from recollect.hot.parse import parse, parse_all, resumption
 from recollect.hot.seal import Seal, read_seal
 from recollect.hot.segment import RESUMPTION, ROWS_MASK, Segment
 from recollect.hot.tails import TailFile, damaged_slots, read_tails
+from recollect.hot.translate import Translation
 from recollect.records.block import Block, join_rows
 from recollect.records.layout import FINAL, Layout
-from recollect.view import EpisodeKey, Fact, Ids, StepId, make_ids
+from recollect.view import EpisodeKey, Fact, Ids, make_ids
 
 UNNOTICED = 1 << 62
 """Tick of what a log found evicted by itself, before its store noticed."""
@@ -31,14 +33,16 @@ class WriterLog:
 
     Attributes:
         writer: the writer's id.
+        layout: what it was written in; the same for all its segments, since a writer keeps the schema it began with.
         rows, facts: published counts.
         first: where the log begins now; what is before it was evicted.
         gone: whether all of it was evicted, the folder too.
         resumed: episodes that go on in this log.
     """
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
-        self.folder, self.layout = folder, layout
+    def __init__(self, folder: Path, layouts: Layouts) -> None:
+        self.folder, self.layouts = folder, layouts
+        self.layout = layouts.newest
         self.writer = int(folder.name, 16)
         self.segments: list[Segment] = []
         self.rows = self.facts = 0
@@ -53,12 +57,41 @@ class WriterLog:
         self._past: list[_Past] = []
         self.unlinked: list[weakref.ref[mmap.mmap]] = []
         """Maps of evicted segments; while one lives, so does its disk space."""
+        self._translations: dict[int, Translation] = {}
+        self._tail_files: list[TailFile] = []
+        self._newest: Segment | None = None
+        self._watched: memoryview | None = None
+        self._word = -1
         self._lock = threading.RLock()
 
     def refresh(self) -> None:
         """Looks at the newest counters: one load per writer while no segment was added."""
+        watched = self._watched
+        if watched is not None and not (watched[2] or watched[1]) and watched[0] == self._word:
+            return
         with self._lock:
-            self._refresh()
+            watched = self._watched
+            if watched is None or self._newest is None or watched[2] or watched[1]:
+                self._refresh()
+                self._watch()
+            else:
+                self._count(self._newest, watched[0])
+                if self.facts > self._scanned:
+                    self._find_resumptions()
+
+    def _count(self, last: Segment, word: int) -> None:
+        header = last.header
+        self.rows = header.first_row + min(word & ROWS_MASK, header.shape.rows)
+        self.facts = header.first_fact + min(word >> 32, header.shape.facts)
+        self._word = word
+
+    def _watch(self) -> None:
+        """Chooses what tells that nothing is new: the newest segment's control words. Whoever seals a log marks its
+        segments first, so that no reader needs to look for the seal itself."""
+        last = self.segments[-1] if self.segments else None
+        if last is not self._newest:
+            self._newest, self._watched = last, None if last is None else last.control_words()
+        self._word = -1
 
     def _refresh(self) -> None:
         if not self.sealed:
@@ -92,20 +125,16 @@ class WriterLog:
                 break
 
     def _find_resumptions(self) -> None:
-        for k, segment in enumerate(self.segments):
+        for segment, end in self._fact_spans(self.facts):
             first = segment.header.first_fact
-            low, high = max(self._scanned, first) - first, self._facts_end(k) - first
+            low, high = max(self._scanned, first) - first, end - first
             if low >= high:
                 continue
             segment.checked.require_facts(high)
             for row in (low + np.flatnonzero(segment.facts["kind"][low:high] == RESUMPTION)).tolist():
-                found = _resumption(segment, row)
+                found = resumption(segment, row)
                 self.resumed[found.key] = found
         self._scanned = self.facts
-
-    def _facts_end(self, k: int) -> int:
-        """Where the facts of segment `k` end."""
-        return self.segments[k + 1].header.first_fact if k + 1 < len(self.segments) else self.facts
 
     @property
     def sealed(self) -> bool:
@@ -130,6 +159,8 @@ class WriterLog:
     @property
     def durable_rows(self) -> int:
         """Rows that a completed sync covered. A sealed log was flushed whole before its seal."""
+        with self._lock:
+            self._refresh()
         if self.sealed:
             return self.rows
         done = self.first.row
@@ -146,8 +177,9 @@ class WriterLog:
     def _open_next(self) -> bool:
         while True:
             number = self._next
+            path = self.folder / f"{number:08d}.seg"
             try:
-                segment = Segment.open_(self.folder / f"{number:08d}.seg", self.layout)
+                segment = Segment.open_(path, self.layouts)
             except StoreError as e:
                 if not isinstance(e.__cause__, FileNotFoundError):
                     raise
@@ -157,6 +189,9 @@ class WriterLog:
                     return False
                 self._begin_at(first)
                 continue
+            if self.segments and segment.layout is not self.layout:
+                raise CorruptionError(f"segment {str(path)!r} has another schema than those before it")
+            self.layout = segment.layout
             self.segments.append(segment)
             return True
 
@@ -170,15 +205,19 @@ class WriterLog:
                 end = First(1 << 62, self.rows, self.facts, self.first.agent)
                 self._begin_at(end, tick)
                 self.gone = True
+                self._watch()
                 return
             self._begin_at(read_first(self.folder), tick)
             if not self.sealed:
                 self._refresh()
+            self._watch()
 
     def release(self, tick: int) -> None:
         """Lets go of what was noticed as evicted at `tick` or before."""
         with self._lock:
-            self._past = [p for p in self._past if p.tick > tick]
+            if self._past:
+                self._past = [p for p in self._past if p.tick > tick]
+                self._drop_translations()
 
     @property
     def is_held(self) -> bool:
@@ -188,10 +227,9 @@ class WriterLog:
     def _begin_at(self, first: First, tick: int = UNNOTICED) -> None:
         if first == self.first:
             return
-        ends = [s.header.first_row for s in self.segments[1:]] + [self.rows]
-        for segment, stop in zip(self.segments, ends, strict=bool(self.segments)):
+        for segment, stop, fact_stop in self._spans():
             if segment.header.index < first.segment:
-                self._past.append(_Past(tick, segment, segment.header.first_row, stop))
+                self._past.append(_Past(tick, segment, stop, fact_stop))
                 self.unlinked.append(weakref.ref(segment.map))
         self.segments = [s for s in self.segments if s.header.index >= first.segment]
         self._facts = [*first.facts, *(f for f in self._facts if f.seq >= first.fact)]
@@ -200,10 +238,15 @@ class WriterLog:
         self.rows, self.facts = max(self.rows, first.row), max(self.facts, first.fact)
         self.first = first
 
+    def _spans(self) -> list[tuple[Segment, int, int]]:
+        """The segments, with the rows and facts of the log that each ends with. Under the lock."""
+        ends = [(s.header.first_row, s.header.first_fact) for s in self.segments[1:]] + [(self.rows, self.facts)]
+        return [(s, *end) for s, end in zip(self.segments, ends, strict=bool(self.segments))]
+
     # -- rows ----------------------------------------------------------------------------------------------
 
     def pieces(self, start: int, stop: int) -> list[tuple[Block, int, int]]:
-        """The blocks that hold rows `start` to `stop`, in order; each row's checksum was looked at.
+        """The blocks that hold rows `start` to `stop`, in order, as they were written, each row checked once.
 
         Raises:
             NotFound: rows that were evicted.
@@ -223,24 +266,49 @@ class WriterLog:
     def _blocks(self, start: int, stop: int) -> Iterator[tuple[Block, int, int]]:
         """What is readable here of rows `start` to `stop`."""
         with self._lock:  # so that no segment is met in both lists
-            ends = [s.header.first_row for s in self.segments[1:]] + [self.rows]
-            spans = [(p.segment, p.start, p.stop) for p in self._past]
-            spans += [(s, s.header.first_row, end) for s, end in zip(self.segments, ends, strict=bool(self.segments))]
-        for segment, first, end in spans:
+            spans = [(p.segment, p.stop) for p in self._past] + [(s, end) for s, end, _ in self._spans()]
+        for segment, end in spans:
+            first = segment.header.first_row
             low, high = max(start, first), min(stop, end)
             if low < high:
                 segment.checked.require_rows(low - first, high - first)
                 yield segment.block, low - first, high - first
 
+    def pieces_in(self, layout: Layout, start: int, stop: int) -> list[tuple[Block, int, int]]:
+        """The same rows in the layout of the schema's newest version: those of an older one through a translation.
+
+        Raises:
+            SchemaMismatch: the log was written under a newer schema than `layout` has.
+            NotFound, CorruptionError: as `pieces`.
+        """
+        written = self.pieces(start, stop)
+        if self.layout is layout:
+            return written
+        with self._lock:
+            return [(self._translation(block, layout).read(low, high), low, high) for block, low, high in written]
+
+    def _translation(self, block: Block, layout: Layout) -> Translation:
+        """The one translation of a segment's block, kept for as long as the segment and the newest layout are."""
+        known = self._translations.get(id(block))
+        if known is None or known.source is not block or known.layout is not layout:
+            known = self._translations[id(block)] = Translation(block, self.layout, layout)
+            if len(self._translations) > len(self.segments) + len(self._past):
+                self._drop_translations()
+        return known
+
+    def _drop_translations(self) -> None:
+        """Forgets those of segments that are not read any more; each holds its segment's map."""
+        held = {id(s.block) for s in self.segments} | {id(p.segment.block) for p in self._past}
+        self._translations = {k: t for k, t in self._translations.items() if k in held}
+
     # -- facts ---------------------------------------------------------------------------------------------
 
-    def read_facts(self, stop: int, start: int = 0) -> list[Fact]:
-        """Facts from `start` and below `stop` that are still there, parsed once per process."""
+    def read_facts(self, stop: int) -> list[Fact]:
+        """Facts below `stop` that are still there, parsed once per process."""
         with self._lock:
-            self._facts += _parse_all(self._fact_spans(stop), self._parsed)
+            self._facts += parse_all(self._fact_spans(stop), self._parsed)
             self._parsed = max(self._parsed, min(stop, self.facts))
-            low, high = (bisect.bisect_left(self._facts, n, key=lambda f: f.seq) for n in (start, stop))
-            return self._facts[low:high]
+            return self._facts[: bisect.bisect_left(self._facts, stop, key=lambda f: f.seq)]
 
     def later_facts(self, stop: int) -> Callable[[], list[Fact]]:
         """Reads the facts below `stop` that are there now, whenever it is called and whatever was evicted by then."""
@@ -251,14 +319,63 @@ class WriterLog:
             with self._lock:
                 if self.first is first:
                     return self.read_facts(stop)
-            return [*(f for f in first.facts if f.seq < stop), *_parse_all(spans, first.fact)]
+            return [*(f for f in first.facts if f.seq < stop), *parse_all(spans, first.fact)]
 
         return read
 
     def _fact_spans(self, stop: int) -> list[tuple[Segment, int]]:
-        """Segments, and up to which fact of the log each is to be read."""
-        ends = [s.header.first_fact for s in self.segments[1:]] + [self.facts]
-        return [(s, min(stop, end)) for s, end in zip(self.segments, ends, strict=bool(self.segments))]
+        """Segments, and up to which fact of the log each is to be read. Under the lock."""
+        return [(segment, min(stop, end)) for segment, _, end in self._spans()]
+
+    def fact_pieces(self, start: int, stop: int) -> tuple[list[Fact], list[tuple[Segment, int, int]]]:
+        """Facts `start` to `stop` as far as they are readable here: those that were carried over from segments that are
+        not, and the segments that hold the others, in order, with their rows there. Those come unchecked."""
+        with self._lock:
+            carried = self.first.facts
+            past = [(p.segment, p.fact_stop) for p in self._past]
+            spans = past + self._fact_spans(stop)
+        pieces = []
+        for segment, end in spans:
+            first = segment.header.first_fact
+            low, high = max(start, first), min(stop, end)
+            if low < high:
+                pieces.append((segment, low - first, high - first))
+        low, high = (bisect.bisect_left(carried, n, key=lambda f: f.seq) for n in (start, stop))
+        held = [(segment.header.first_fact, end) for segment, end in past]
+        return [f for f in carried[low:high] if not any(a <= f.seq < b for a, b in held)], pieces
+
+    def each_fact(self, start: int, stop: int) -> Iterator[Fact]:
+        """Facts `start` to `stop` as far as they are readable here, in order, parsed anew.
+
+        Raises:
+            CorruptionError: one is damaged.
+        """
+        carried, pieces = self.fact_pieces(start, stop)
+        yield from carried
+        for segment, low, high in pieces:
+            segment.checked.require_facts(high)
+            for row in range(low, high):
+                yield parse(segment, row)
+
+    def fact(self, seq: int) -> Fact:
+        """One fact.
+
+        Raises:
+            CorruptionError: it is damaged, or not there.
+        """
+        carried, pieces = self.fact_pieces(seq, seq + 1)
+        for segment, row, _ in pieces:
+            if segment.checked.whole_facts(row, row + 1) == row + 1:
+                return parse(segment, row)
+        if carried:
+            return carried[0]
+        raise CorruptionError(
+            f"fact {seq} of writer {self.writer} is damaged or gone", remedy="See recollect verify NAME"
+        )
+
+    def holds_fact(self, seq: int) -> bool:
+        """Whether a fact is still there: retention may have taken it."""
+        return any(self.fact_pieces(seq, seq + 1))
 
     def has_step_facts(self, stop: int) -> bool:
         """Whether any fact below `stop` is about a step rather than an episode."""
@@ -274,27 +391,42 @@ class WriterLog:
                     return True
         return False
 
+    def tails_in(self, layout: Layout, ids: Ids) -> tuple[Ids, Block | None]:
+        """As `tails`, in the layout of the schema's newest version."""
+        found, block = self.tails(ids)
+        if block is None or self.layout is layout:
+            return found, block
+        return found, Translation(block, self.layout, layout).read(0, len(block.records))
+
+    def step_facts(self, start: int, stop: int) -> list[Fact]:
+        """The facts from `start` to `stop` that are about steps and still there."""
+        carried, pieces = self.fact_pieces(start, stop)
+        out = [f for f in carried if f.step is not None]
+        for segment, low, high in pieces:
+            segment.checked.require_facts(high)
+            about = segment.facts["step_seq"][low:high]
+            out += [parse(segment, low + int(row)) for row in np.flatnonzero(about >= 0)]
+        return out
+
     def tails(self, ids: Ids) -> tuple[Ids, Block | None]:
-        """Observations that follow the given steps of this writer: from the tail slots, or from the successors that
-        overwrote them. Each record carries the id of the step that it follows."""
+        """Observations that follow the given steps of this writer, as they were written: from the tail slots, or from
+        the successors that overwrote them. Each record carries the id of the step that it follows."""
         with self._lock:
-            try:
-                paths = sorted(self.folder.glob("*.tails"))
-                if self._seal is not None and len(paths) < self._seal.tails and self.segments:
+            files = self._open_tails(known=True)
+            found, block = read_tails(files, ids, self.layout)
+            if len(found) < len(ids):
+                files = self._open_tails(known=False)
+                if self._seal is not None and len(files) < self._seal.tails and not self._is_evicted():
                     raise CorruptionError(f"a tails file of writer {self.writer} is missing in {str(self.folder)!r}")
-                found, block = read_tails([TailFile.open_(p, self.layout) for p in paths], ids, self.layout)
-            except (CorruptionError, StoreError):
-                if self.folder.is_dir():
-                    raise
-                paths, found, block = [], ids[:0], None  # the log was evicted as a whole
+                found, block = read_tails(files, ids, self.layout)
             have = set(found.tolist())
             lost = [i for i in ids.tolist() if i not in have]
             if not lost:
                 return found, block
             self._refresh()
             later = [(i, s) for i in lost if (s := self._successor(i[1])) is not None]
-            gone = self._seal is not None and len(later) < len(lost)
-            if gone and damaged_slots(paths, self.layout) > self._seal.lost_tails:  # type: ignore[union-attr]
+            seal = self._seal if len(later) < len(lost) else None
+            if seal is not None and self._damaged_tails(files) > seal.lost_tails:
                 raise CorruptionError(
                     f"the observation that waits after step {self.writer}:{lost[0][1]} is damaged",
                     remedy="`recollect verify` says what else is; restore the workspace from a backup or a buffer",
@@ -308,9 +440,42 @@ class WriterLog:
         joined.records["flags"] = FINAL
         return ids, joined
 
+    def _open_tails(self, *, known: bool) -> list[TailFile]:
+        """The maps of the tails files, or of those that are mapped already. They are numbered in the order of their
+        creation, and none goes away before the log's last segment does. A log that cannot grow is seldom asked, and
+        gives its maps up."""
+        files = self._tail_files
+        if not known:
+            while (path := self.folder / f"{len(files):08d}.tails").exists():
+                try:
+                    files.append(TailFile.open_(path, self.layout))
+                except StoreError:
+                    if not self._is_evicted():
+                        raise
+        if self._seal is not None:
+            self._tail_files = []
+        return files
+
+    def _damaged_tails(self, files: list[TailFile]) -> int:
+        try:
+            return damaged_slots([file.path for file in files], self.layout)
+        except StoreError:
+            if self._is_evicted():
+                return 0
+            raise
+
+    def _is_evicted(self) -> bool:
+        """Whether all segments of a log that cannot grow were evicted, noticed or not: its tails went with them."""
+        if self.gone or not self.folder.is_dir():
+            return True
+        return self._seal is not None and read_first(self.folder).segment >= self._seal.segments
+
     def _successor(self, seq: int) -> Block | None:
         """The row after step `seq` of the same episode, as a block of one, None when there is none in this log."""
-        (block, row, _) = self.pieces(seq, seq + 1)[0]
+        found = list(self._blocks(seq, seq + 1))
+        if not found:
+            return None
+        block, row, _ = found[0]
         mine = block.records[row]
         for piece, start, stop in self._blocks(seq + 1, self.rows):
             records = piece.records[start:stop]
@@ -324,46 +489,10 @@ class WriterLog:
 
 
 class _Past(NamedTuple):
-    """An evicted segment that somebody here may still read: its rows, and when it was noticed."""
+    """An evicted segment that somebody here may still read: when it was noticed, and the rows and facts of the log that
+    it ends with."""
 
     tick: int
     segment: Segment
-    start: int
     stop: int
-
-
-def _parse_all(spans: Iterable[tuple[Segment, int]], start: int) -> list[Fact]:
-    """The facts from `start` on, each segment up to its own stop."""
-    out = []
-    for segment, stop in spans:
-        first = segment.header.first_fact
-        if stop > max(start, first):
-            segment.checked.require_facts(stop - first)
-        out += [_parse(segment, seq - first) for seq in range(max(start, first), stop)]
-    return out
-
-
-def _body(segment: Segment, row: int) -> dict[str, Any]:
-    record = segment.facts[row]
-    at, count = int(record["heap_at"]), int(record["heap_bytes"])
-    values: dict[str, Any] = json.loads(segment.heap[at : at + count].tobytes())
-    return values
-
-
-def _resumption(segment: Segment, row: int) -> Resumption:
-    record, body = segment.facts[row], _body(segment, row)
-    key = EpisodeKey(int(record["episode_writer"]), int(record["episode"]))
-    return Resumption(key, body["row"], tuple((int(w), int(n)) for w, n in body["after"]), int(record["time"]))
-
-
-def _parse(segment: Segment, row: int) -> Fact:
-    record, body = segment.facts[row], _body(segment, row)
-    step = int(record["step_seq"])
-    return Fact(
-        int(record["writer"]),
-        int(record["seq"]),
-        int(record["time"]),
-        EpisodeKey(int(record["episode_writer"]), int(record["episode"])),
-        None if step < 0 else StepId(int(record["step_writer"]), step),
-        body["values"] if record["kind"] == RESUMPTION else body,
-    )
+    fact_stop: int

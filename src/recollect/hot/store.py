@@ -6,15 +6,19 @@ import contextlib
 import mmap
 import os
 import threading
+import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from recollect.errors import NotFound
-from recollect.hot.evicted import NAME, Evicted, read_evicted, signature
+from recollect.hot import catalog, evicted
+from recollect.hot.catalog import Catalog
+from recollect.hot.evicted import Evicted, read_evicted, signature
+from recollect.hot.layouts import Layouts
 from recollect.hot.log import WriterLog
 from recollect.hot.targets import read_home
 from recollect.records.block import Block, join_rows
@@ -23,6 +27,8 @@ from recollect.records.layout import Layout
 from recollect.records.overlay import overlay
 from recollect.view import Cut, Extent, Fact, FactIndex, Ids, View
 
+SETTLED_NS = 1_000_000_000
+"""How old a folder's time of change must be before it is believed: file systems count in ticks of some milliseconds."""
 _live: weakref.WeakSet[HotStore] = weakref.WeakSet()
 
 
@@ -43,11 +49,21 @@ class State(NamedTuple):
 
 
 class HotStore:
-    """The logs under one folder. Thread-safe; a forked child starts over with it."""
+    """The logs under one folder. Thread-safe; a forked child starts over with it.
 
-    def __init__(self, folder: Path, layout: Layout, name: str = "") -> None:
-        self.folder, self.layout, self.name = folder, layout, name
-        self._note = folder.parent / NAME
+    Logs that were written under older versions of the schema are read in the newest one's layout.
+
+    Attributes:
+        logs: by writer; one that is gone is among them only while somebody has the store pinned.
+        opened: logs opened so far; it never goes back, not even in a forked child.
+        evicted: what is known of logs that are gone.
+    """
+
+    def __init__(self, folder: Path, layouts: Layouts, name: str = "") -> None:
+        self.folder, self.layouts, self.name = folder, layouts, name
+        self.catalog = Catalog(folder.parent / catalog.NAME, self)
+        self._note = str(folder.parent / evicted.NAME)
+        self.opened = 0
         self.start_over()
         _live.add(self)
 
@@ -55,70 +71,112 @@ class HotStore:
         """Forgets what was read. Another thread may have been reading when the process forked."""
         self.logs: dict[int, WriterLog] = {}
         self._lock = threading.RLock()
-        self._latest = FactIndex()
-        self._indexed: dict[int, int] = {}
+        self._growing: list[WriterLog] = []
+        self._scanned_ns = -1
         self.evicted = Evicted()
         self._seen: tuple[int, int] | None = None
         self._tick = 0
         self._pins: dict[object, int] = {}
+        self._holds = False
+        """Whether something evicted is kept readable for those who have the store pinned."""
         self._unlinked: list[weakref.ref[mmap.mmap]] = []
 
+    @property
+    def layout(self) -> Layout:
+        """What views made now have. Take it once, after the cut, for whatever must agree: a refresh may replace it."""
+        return self.layouts.newest
+
     def refresh(self) -> None:
-        """Looks for new writers and at every live writer's counter."""
+        """Looks for evictions, for new writers, at every live writer's counter, and for a newer schema: three looks at
+        the folder and one load per writer while nothing is new."""
         with self._lock:
             self._notice()
-            if self.folder.is_dir():
-                for path in self.folder.iterdir():
-                    writer = -1 if path.name.startswith(".") else int(path.name, 16)
-                    if writer >= 0 and writer not in self.logs and self._begins(path, writer):
-                        self.logs[writer] = WriterLog(path, self.layout)
-            for log in self.logs.values():
+            self._discover()
+            ended = False
+            for log in self._growing:
                 log.refresh()
+                ended = ended or log.sealed
+            if ended:
+                self._growing = [log for log in self._growing if not log.sealed]
+            # Last: what was published under a newer schema, rows or facts, was published after that schema was made.
+            self.layouts.refresh()
 
-    def _begins(self, path: Path, writer: int) -> bool:
-        """Whether there is a log in a writer's folder, and it is not about to go."""
-        there = (path / "00000000.seg").exists() or (path / "first.json").exists()
-        return there and writer not in self.evicted.leaving
+    def _discover(self) -> None:
+        """Opens the logs of new writers. The folder's time of change says whether there can be any, unless it is so
+        young that a change might not have moved it."""
+        try:
+            changed_ns = self.folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if changed_ns == self._scanned_ns:
+            return
+        now_ns = time.time_ns()
+        unborn = False
+        for path in self.folder.iterdir():
+            writer = -1 if path.name.startswith(".") else int(path.name, 16)
+            if writer < 0 or writer in self.logs or writer in self.evicted.leaving:
+                continue
+            if (path / "00000000.seg").exists() or (path / "first.json").exists():
+                log = self.logs[writer] = WriterLog(path, self.layouts)
+                self._growing.append(log)
+                self.opened += 1
+            else:
+                unborn = unborn or not (path / "sealed.json").exists()
+        self._scanned_ns = -1 if unborn or now_ns - changed_ns < SETTLED_NS else changed_ns
 
     def cut(self) -> Cut:
         """What is published now, writers in the order of their ids."""
-        return self.state().cut
+        with self._lock:
+            return self._published()[0]
 
     def state(self) -> State:
         """What is published now, and what was evicted."""
         with self._lock:
-            self.refresh()
-            logs = [self.logs[w] for w in sorted(self.logs) if not self.logs[w].gone]
-            stops = self._with_predecessors({log.writer: log.rows for log in logs})
-            starts = {log.writer: log.first.row for log in logs}
-            cut = Cut(
-                tuple(Extent(w, starts[w], stop) for w, stop in stops.items() if stop > starts[w]),
-                tuple((log.writer, log.facts) for log in logs if log.facts),
-            )
+            cut, starts = self._published()
             facts = {writer: self.logs[writer].later_facts(stop) for writer, stop in cut.facts}
             return State(cut, facts, starts, self.evicted.rows)
 
-    def _with_predecessors(self, stops: dict[int, int]) -> dict[int, int]:
+    def _published(self) -> tuple[Cut, dict[int, int]]:
+        """The cut, and the row that each log begins with."""
+        self.refresh()
+        logs = [self.logs[w] for w in sorted(self.logs) if not self.logs[w].gone]
+        stops = self.with_predecessors({log.writer: log.rows for log in logs})
+        starts = {log.writer: log.first.row for log in logs}
+        cut = Cut(
+            tuple(Extent(w, starts[w], stop) for w, stop in stops.items() if stop > starts[w]),
+            tuple((log.writer, log.facts) for log in logs if log.facts),
+        )
+        return cut, starts
+
+    def with_predecessors(self, stops: dict[int, int]) -> dict[int, int]:
         """Counters that were read one after the other, raised until every resumed episode has the rows before it.
 
         Those were published before it went on, so looking again finds them. Where they are lost, because a log was
-        copied while it grew, the rows that came after them are left out. Those whose log was evicted are not missed.
+        copied while it grew, the rows that came after them are left out. Those that were evicted are not missed.
         """
         again = True
         while again:
             again = False
             for writer, stop in stops.items():
-                for resumption in self.logs[writer].resumed.values():
+                log = self.logs.get(writer)
+                for resumption in () if log is None else list(log.resumed.values()):
                     for other, rows in resumption.after if resumption.row < stop else ():
-                        if stops.get(other, 0) >= rows or (other not in self.logs and self.evicted.writers):
+                        if stops.get(other, 0) >= rows or self._is_gone(other):
                             continue
                         again = True
-                        if other in self.logs:
-                            self.logs[other].refresh()
-                            stops[other] = self.logs[other].rows
+                        before = self.logs.get(other)
+                        if before is not None:
+                            before.refresh()
+                            self.layouts.refresh()
+                            stops[other] = before.rows
                         if stops.get(other, 0) < rows:
                             stops[writer] = stop = min(stop, resumption.row)
         return stops
+
+    def _is_gone(self, writer: int) -> bool:
+        """Whether a log was evicted whole, as far as is known: logs that are gone are counted, not listed."""
+        log = self.logs.get(writer)
+        return bool(self.evicted.writers) if log is None else log.gone
 
     def log(self, writer: int) -> WriterLog:
         if writer not in self.logs:
@@ -127,6 +185,15 @@ class HotStore:
             known = f"; {self.evicted.writers} others were evicted whole" if self.evicted.writers else ""
             raise NotFound(f"no writer {writer} in workspace {self.name!r}{known}", remedy=self.elsewhere())
         return self.logs[writer]
+
+    def close(self) -> None:
+        """Gives up the index's file; it is opened again when it is next asked."""
+        self.catalog.file.close()
+
+    def are_sealed(self, writers: Iterable[int]) -> bool:
+        """Whether all these writers are gone for good."""
+        logs = self.logs
+        return all(logs[w].sealed if w in logs else self._is_gone(w) for w in writers)
 
     # -- eviction ------------------------------------------------------------------------------------------
 
@@ -141,7 +208,8 @@ class HotStore:
         finally:
             with self._lock:
                 del self._pins[token]
-                self._release()
+                if self._holds:
+                    self._release()
 
     def look_again(self) -> None:
         """Reads every log's beginning anew."""
@@ -166,14 +234,16 @@ class HotStore:
             self._unlinked += log.unlinked
             log.unlinked.clear()
         self._unlinked = [ref for ref in self._unlinked if ref() is not None]
-        self._latest, self._indexed = FactIndex(), {}
         self._release()
 
     def _release(self) -> None:
         tick = min(self._pins.values(), default=self._tick)
+        self._holds = False
         for log in list(self.logs.values()):
             log.release(tick)
-            if log.gone and not log.is_held:
+            if log.is_held:
+                self._holds = True
+            elif log.gone:
                 del self.logs[log.writer]
 
     def elsewhere(self) -> str | None:
@@ -193,20 +263,11 @@ class HotStore:
         """The logs that hold a cut's facts. One that is gone held none about rows that are there."""
         if any(writer not in self.logs for writer, _ in stops):
             self.refresh()
-        return [(self.logs[writer], stop) for writer, stop in stops if writer in self.logs]
+        return [(log, stop) for writer, stop in stops if (log := self.logs.get(writer)) is not None]
 
     def index(self, stops: tuple[tuple[int, int], ...]) -> FactIndex:
         """The facts of a cut, and no others."""
         return FactIndex.of(self.facts(stops))
-
-    def latest_facts(self, stops: tuple[tuple[int, int], ...]) -> FactIndex:
-        """One index that grows: the facts of a cut, and whatever was asked for since. For recall, not for views."""
-        with self._lock:
-            for log, stop in self._fact_logs(stops):
-                for fact in log.read_facts(stop, self._indexed.get(log.writer, 0)):
-                    self._latest.add(fact)
-                self._indexed[log.writer] = max(stop, self._indexed.get(log.writer, 0))
-            return self._latest
 
     def _changed(self, stops: tuple[tuple[int, int], ...]) -> Changed:
         """What lays the cut's step facts over its rows; nothing where it has none."""
@@ -214,22 +275,33 @@ class HotStore:
             return overlay
         return unchanged
 
-    def tails(self, ids: Ids) -> tuple[Ids, Block | None]:
-        """Waiting observations of the given steps."""
-        parts, found = [], []
+    def tails_by_writer(self, ids: Ids, layout: Layout | None = None) -> list[tuple[Ids, Block]]:
+        """Waiting observations of the given steps, in `layout`, the newest when None: for each writer that has some,
+        their ids and a block of them."""
+        layout = layout or self.layout
+        out = []
         for writer in np.unique(ids["writer"]).tolist():
-            mine, block = self.log(writer).tails(ids[ids["writer"] == writer])
+            if writer not in self.logs and self._is_gone(writer):
+                continue  # a view that grows may hold its steps for long
+            found, block = self.log(writer).tails_in(layout, ids[ids["writer"] == writer])
             if block is not None:
-                parts.append(block)
-                found.append(mine)
+                out.append((found, block))
+        return out
+
+    def tails(self, ids: Ids, layout: Layout | None = None) -> tuple[Ids, Block | None]:
+        """Waiting observations of the given steps, as one block in `layout`, the newest when None."""
+        layout = layout or self.layout
+        parts = self.tails_by_writer(ids, layout)
         if not parts:
             return ids[:0], None
-        return np.concatenate(found), join_rows(self.layout, parts)
+        return np.concatenate([found for found, _ in parts]), join_rows(layout, [block for _, block in parts])
 
-    def pieces(self, extents: tuple[Extent, ...]) -> list[tuple[Block, int, int]]:
-        """The blocks of a list of extents, in order. Raises NotFound for rows that were evicted."""
+    def pieces(self, extents: tuple[Extent, ...], layout: Layout | None = None) -> list[tuple[Block, int, int]]:
+        """The blocks of a list of extents, in order, in `layout`, the newest when None. Raises NotFound for rows that
+        were evicted."""
+        layout = layout or self.layout
         try:
-            return [piece for e in extents for piece in self.log(e.writer).pieces(e.start, e.stop)]
+            return [piece for e in extents for piece in self.log(e.writer).pieces_in(layout, e.start, e.stop)]
         except NotFound as e:
             if e.remedy is None:
                 raise NotFound(f"{e.message} from workspace {self.name!r}", remedy=self.elsewhere()) from None
@@ -243,11 +315,13 @@ class HotStore:
                 facts = list(later.values())
             else:
                 facts = [log.later_facts(stop) for log, stop in self._fact_logs(cut.facts)]
+            self.layouts.refresh()
+            layout = self.layout
             return build_view(
-                self.layout,
+                layout,
                 cut,
-                self.pieces(cut.extents),
-                self.tails,
+                self.pieces(cut.extents, layout),
+                lambda ids: self.tails(ids, layout),
                 lambda: FactIndex.of(fact for read in facts for fact in read()),
                 self._changed(cut.facts),
                 self.name,

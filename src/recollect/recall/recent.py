@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from itertools import starmap
+
 import numpy as np
 
 from recollect.errors import ArgumentError, NotFound
 from recollect.hot.store import HotStore
-from recollect.recall.results import EpisodeRecord, Hits, step_at
+from recollect.recall.results import EpisodeRecord, Hits, Step, steps_at
 from recollect.recall.window import with_predecessors
+from recollect.records.block import Block
+from recollect.records.build import Changed, build_view, unchanged
 from recollect.records.layout import FINAL
-from recollect.view import Cut, EpisodeKey, Extent, StepId
+from recollect.records.overlay import overlay
+from recollect.records.rows import PackedRows
+from recollect.view import ID_DTYPE, Cut, EpisodeKey, Extent, FactIndex, Ids, StepId
 
 
 def recent(store: HotStore, k: int) -> Hits:
@@ -45,11 +53,20 @@ def _recent(store: HotStore, k: int) -> Hits:
         return Hits(())
     stops = {e.writer: e.stop for e in cut.extents}
     wanted = Cut(tuple(Extent(w, low, stops[w]) for w, low in sorted(lowest.items())), cut.facts)
-    view = store.view(with_predecessors(store, wanted))
-    ids = [StepId(w, seq) for _, w, seq in newest]
-    slots = view.rows.find(np.array(ids, dtype=[("writer", "<i8"), ("seq", "<i8")]))
-    facts = store.latest_facts(cut.facts)
-    return Hits(tuple(step_at(view, int(slot), facts) for slot in slots))
+    return Hits(tuple(steps_of(store, with_predecessors(store, wanted), [StepId(w, seq) for _, w, seq in newest])))
+
+
+def steps_of(store: HotStore, cut: Cut, ids: Sequence[StepId]) -> list[Step]:
+    """Steps by their ids. The cut holds their rows and those that their frame stacks reach back to."""
+    layout = store.layout
+    pieces = store.pieces(cut.extents, layout)
+    plain = PackedRows(layout, pieces, cut.extents)
+    slots = plain.find(np.array(ids, dtype=ID_DTYPE))
+    got = plain.gather(slots, ("episode_writer", "episode"))
+    keys = list(starmap(EpisodeKey, zip(got["episode_writer"].tolist(), got["episode"].tolist(), strict=True)))
+    facts = store.catalog.facts_of(keys, cut)
+    view = build_view(layout, cut, pieces, _no_tails, lambda: facts, _changed(facts), store.name)
+    return steps_at(view, slots, facts)
 
 
 def episode(store: HotStore, name: str | EpisodeKey | StepId) -> EpisodeRecord:
@@ -65,13 +82,16 @@ def episode(store: HotStore, name: str | EpisodeKey | StepId) -> EpisodeRecord:
 def _episode(store: HotStore, name: str | EpisodeKey | StepId) -> EpisodeRecord:
     cut = store.cut()
     key = resolve(store, cut, name)
-    writers = {key.writer} | {f.writer for f in store.latest_facts(cut.facts).history.get(key, [])}
-    own = Cut(tuple(e for e in cut.extents if e.writer in writers), cut.facts)
-    view = store.view(own)
-    slots = view.episodes.rows_of(key)
-    if not len(slots) and key not in view.facts.episodes:
-        raise _no_episode(store, name)
-    return EpisodeRecord(view, key, slots)
+    facts = store.catalog.facts_of([key], cut)
+    layout = store.layout
+    pieces, extents = store.catalog.rows_of(key, cut, layout)
+    if not pieces and key not in facts.episodes:
+        raise _not_found(store, name)
+    own = Cut(extents, cut.facts)
+    tails = partial(store.tails, layout=layout)
+    view = build_view(layout, own, pieces, tails, lambda: facts, _changed(facts), store.name)
+    writers = {key.writer, *(e.writer for e in extents), *(f.writer for f in facts.history.get(key, ()))}
+    return EpisodeRecord(view, key, view.episodes.rows_of(key), over=store.are_sealed(writers))
 
 
 def resolve(store: HotStore, cut: Cut, name: str | EpisodeKey | StepId) -> EpisodeKey:
@@ -84,19 +104,14 @@ def resolve(store: HotStore, cut: Cut, name: str | EpisodeKey | StepId) -> Episo
                 block, row, _ = store.log(name.writer).pieces(name.seq, name.seq + 1)[0]
                 record = block.records[row]
                 return EpisodeKey(int(record["episode_writer"]), int(record["episode"]))
-        if name.writer in store.logs and 0 <= name.seq < store.logs[name.writer].first.row:
+        log = store.logs.get(name.writer)
+        if log is not None and 0 <= name.seq < log.first.row:
             raise NotFound(f"step {name} was evicted from workspace {store.name!r}", remedy=store.elsewhere())
         raise NotFound(f"no step {name} in workspace {store.name!r}", remedy=store.elsewhere())
-    keys = store.latest_facts(cut.facts).keys_of(name)
-    if keys:
-        return keys[-1]
-    default = EpisodeKey.parse_default_id(name)
-    if default is None:
-        raise NotFound(
-            f"no episode {name!r} in workspace {store.name!r}",
-            remedy="Ids come from recent(), or from your own writes",
-        )
-    return default
+    key = store.catalog.newest(name, cut) or EpisodeKey.parse_default_id(name)
+    if key is None:
+        raise _not_found(store, name)
+    return key
 
 
 def require_episode(store: HotStore, key: EpisodeKey, name: object) -> None:
@@ -107,15 +122,21 @@ def require_episode(store: HotStore, key: EpisodeKey, name: object) -> None:
 
 def _require_episode(store: HotStore, key: EpisodeKey, name: object) -> None:
     cut = store.cut()
-    if key in store.latest_facts(cut.facts).episodes:
-        return
-    for extent in cut.extents:
-        for block, start, stop in reversed(store.log(extent.writer).pieces(extent.start, extent.stop)):
-            rows = block.records[start:stop]
-            if ((rows["episode"] == key.counter) & (rows["episode_writer"] == key.writer)).any():
-                return
-    raise _no_episode(store, name)
+    if key not in store.catalog.facts_of([key], cut).episodes and not store.catalog.rows_of(key, cut).pieces:
+        raise _not_found(store, name)
 
 
-def _no_episode(store: HotStore, name: object) -> NotFound:
-    return NotFound(f"no episode {name!r} in workspace {store.name!r}", remedy=store.elsewhere())
+def _not_found(store: HotStore, name: object) -> NotFound:
+    return NotFound(
+        f"no episode {name!r} in workspace {store.name!r}",
+        remedy=store.elsewhere() or "Ids come from recent(), or from your own writes",
+    )
+
+
+def _changed(facts: FactIndex) -> Changed:
+    return overlay if facts.steps else unchanged
+
+
+def _no_tails(ids: Ids) -> tuple[Ids, Block | None]:
+    """For readers of steps alone, whom no waiting observation concerns."""
+    return ids[:0], None

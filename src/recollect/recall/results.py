@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import starmap
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from recollect.records.rows import PackedRows
 from recollect.schema import Frames, Json, Leaf, Ragged, Tensor
 from recollect.schema.fields import is_heap
 from recollect.view import EpisodeKey, Fact, FactIndex, Slots, StepId, View
+
+_NAMES = ("writer", "seq", "episode_writer", "episode", "step", "time", "terminated", "truncated")
+INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Hits:
-    """Recalled steps, best first."""
+    """Recalled steps, best first.
+
+    Attributes:
+        steps: the steps.
+        scores: how well each matches (BM25, higher is better); empty where nothing was searched for.
+    """
 
     steps: tuple[Step, ...]
+    scores: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -68,13 +78,16 @@ class EpisodeRecord:
 
     Attributes:
         key, id, attempt: its names.
-        facts: newest value of every fact; `history` all of them, oldest first.
+        facts: newest value of every fact; `history` all of them as they were written, oldest first.
+        derived: names among `facts` that nobody wrote. An episode that neither ended nor was given a status, and
+            whose writers are gone, has the status "interrupted".
         ids: StepIds of the steps.
         ended: whether it terminated or was truncated.
         final: the observation after its last step, name → value, None when there is none.
     """
 
-    def __init__(self, view: View, key: EpisodeKey, slots: Slots) -> None:
+    def __init__(self, view: View, key: EpisodeKey, slots: Slots, *, over: bool = False) -> None:
+        """`over` says that nobody who could go on with the episode is left."""
         self._view, self._rows = view, _packed(view)
         final = view.episodes.is_final[slots]
         self._slots = slots[~final]
@@ -88,6 +101,10 @@ class EpisodeRecord:
         self.ids = [StepId(*i) for i in self._rows.ids(self._slots).tolist()]
         flags = self._rows.gather(self._slots, ("terminated", "truncated"))
         self.terminated, self.truncated = bool(flags["terminated"].any()), bool(flags["truncated"].any())
+        self.derived: frozenset[str] = frozenset()
+        if over and len(self._slots) and not self.ended and self.facts.get("status") is None:
+            self.facts["status"] = INTERRUPTED
+            self.derived = frozenset({"status"})
         waiting = view.episodes.next_observation(self._slots[-1:]) if len(self._slots) else last
         at = last if len(last) else waiting[waiting >= 0]
         self.final: dict[str, Any] | None = None
@@ -122,7 +139,10 @@ class EpisodeRecord:
         if is_heap(leaf.field):
             return [decode_heap(leaf, b) for b in rows.heap_values(self._slots, name)]
         if isinstance(leaf.field, Frames) and leaf.field.stack > 1:
-            return np.stack([value_at(self._view, int(s), leaf, padded=True) for s in self._slots])
+            out = np.zeros((len(self._slots), *leaf.field.stacked_shape), leaf.field.dtype)
+            for k in np.flatnonzero(rows.valid(self._slots, name)).tolist():
+                out[k] = value_at(self._view, int(self._slots[k]), leaf, padded=True)
+            return out
         return rows.gather(self._slots, (name,))[name]
 
     def valid(self, name: str) -> NDArray[np.bool_]:
@@ -176,15 +196,9 @@ def value_at(view: View, slot: int, leaf: Leaf, *, after: int = -1, padded: bool
 
 def _cut_off(view: View, slots: Slots, depth: int) -> NDArray[np.bool_]:
     """`[n]`: where `depth` planes reach back before a run that does not begin its episode."""
-    e = view.episodes
-    if depth < 2 or not len(slots):
-        return np.zeros(len(slots), np.bool_)
-    run = e.run[slots]
-    start = e.run_start[np.maximum(run, 0)]
-    heads = start if e.slot is None else e.slot[start]
-    rank = slots if e.rank is None else e.rank[slots]
-    before = _packed(view).gather(heads, ("step",))["step"]
-    out: NDArray[np.bool_] = (run >= 0) & (before > 0) & (rank - start < depth - 1)
+    step = _packed(view).gather(slots, ("step",))["step"].astype(np.int64)
+    e, back = view.episodes, np.minimum(depth - 1, step)
+    out: NDArray[np.bool_] = (e.offset(slots, 0) >= 0) & (e.offset(slots, -back) < 0)
     return out
 
 
@@ -200,26 +214,57 @@ def decode_heap(leaf: Leaf, raw: bytes | None) -> Any:
 
 def step_at(view: View, slot: int, facts: FactIndex) -> Step:
     """One row as a recalled step; `facts` name its episode."""
-    rows = _packed(view)
-    at = np.array([slot], np.int64)
-    got = rows.gather(at, ("writer", "seq", "episode_writer", "episode", "step", "time", "terminated", "truncated"))
-    key = EpisodeKey(int(got["episode_writer"][0]), int(got["episode"][0]))
-    fields: dict[str, Any] = {}
-    for leaf in view.schema.leaves:
-        inner = fields
-        for part in leaf.parts[:-1]:
-            inner = inner.setdefault(part, {})
-        inner[leaf.parts[-1]] = value_at(view, slot, leaf)
-    return Step(
-        StepId(int(got["writer"][0]), int(got["seq"][0])),
-        key,
-        facts.id_of(key),
-        int(got["step"][0]),
-        datetime.fromtimestamp(int(got["time"][0]) / 1e9, tz=UTC),
-        bool(got["terminated"][0]),
-        bool(got["truncated"][0]),
-        fields,
-    )
+    return steps_at(view, np.array([slot], np.int64), facts)[0]
+
+
+def steps_at(view: View, slots: Slots, facts: FactIndex) -> list[Step]:
+    """Rows as recalled steps; `facts` name their episodes."""
+    rows, leaves = _packed(view), view.schema.leaves
+    plain = [leaf for leaf in leaves if not is_heap(leaf.field) and getattr(leaf.field, "stack", 1) == 1]
+    got = rows.gather(slots, (*_NAMES, *(leaf.path for leaf in plain)))
+    columns: dict[str, list[Any]] = {}
+    for leaf in leaves:
+        if leaf not in plain:
+            columns[leaf.path] = [value_at(view, slot, leaf) for slot in slots.tolist()]
+            continue
+        column = got[leaf.path]
+        values = column.tolist() if column.ndim == 1 else [value.copy() for value in column]
+        if leaf.field.optional:
+            valid = rows.valid(slots, leaf.path).tolist()
+            values = [value if there else None for value, there in zip(values, valid, strict=True)]
+        columns[leaf.path] = values
+    places = [(leaf.parts[:-1], leaf.parts[-1], columns[leaf.path]) for leaf in leaves]
+    names = zip(*(got[name].tolist() for name in _NAMES), strict=True)
+    out = []
+    for k, (writer, seq, episode_writer, episode, step, time, terminated, truncated) in enumerate(names):
+        fields: dict[str, Any] = {}
+        for outer, name, values in places:
+            inner = fields
+            for part in outer:
+                inner = inner.setdefault(part, {})
+            inner[name] = values[k]
+        key = EpisodeKey(episode_writer, episode)
+        moment = datetime.fromtimestamp(time / 1e9, tz=UTC)
+        out.append(Step(StepId(writer, seq), key, facts.id_of(key), step, moment, terminated, truncated, fields))
+    return out
+
+
+def interrupted(view: View, gone: Set[int]) -> int:
+    """Episodes that were interrupted: by their status, or as `EpisodeRecord.derived` says.
+
+    Args:
+        gone: writers that will write no more.
+    """
+    e, statuses = view.episodes, {key: facts.get("status") for key, facts in view.facts.episodes.items()}
+    told: int = sum(status == INTERRUPTED for status in statuses.values())
+    steps = np.flatnonzero(~e.is_final & (e.group >= 0))
+    got = _packed(view).gather(steps, ("terminated", "truncated", "writer"))
+    unended = np.bincount(e.group[steps], minlength=len(e.keys)) > 0
+    unended[e.group[steps[got["terminated"] | got["truncated"]]]] = False
+    alive = ~np.isin(got["writer"], np.array(sorted(gone), np.int64))
+    unended[e.group[steps[alive]]] = False
+    keys = starmap(EpisodeKey, e.keys[unended].tolist())
+    return told + sum(key.writer in gone and statuses.get(key) is None for key in keys)
 
 
 def nan_rewards(view: View) -> int:

@@ -79,6 +79,6 @@ class FactIndex:
 
         def rank(key: EpisodeKey) -> tuple[int, tuple[int, int, int]]:
             attempt = self.episodes[key].get("attempt")
-            return (attempt if attempt is not None else 0, self.history[key][0].order)
+            return (attempt if attempt is not None else 0, min(fact.order for fact in self.history[key]))
 
         return sorted(keys, key=rank)

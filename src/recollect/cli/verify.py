@@ -1,0 +1,60 @@
+"""`recollect verify`: whether everything that a workspace holds is whole, and what can be done where it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+import typer
+
+from recollect.cli.options import Json, Name
+from recollect.cli.output import Output, console, count, plain
+from recollect.errors import CorruptionError
+
+SHOWN_RANGES = 4
+
+
+def verify(context: typer.Context, name: Name, json: Json = False) -> None:
+    """Check every checksum, counter and index of a workspace. Logs are only read; a wrong index is made again."""
+    from recollect.hot import home
+    from recollect.hot.verify import problems_in_words
+    from recollect.recall.verify import verify as check
+
+    out = Output(context, json)
+    with _bar() as progress:
+        report = check(home.workspace_path(name), progress)
+    if out.json:
+        counts = {k: v for k, v in vars(report).items() if k != "problems"}
+        problems = list(problems_in_words(report.problems))
+        out.document({"ok": report.ok, **plain(counts), "problems": problems})
+    else:
+        for p in report.problems:
+            rows = [f"{e.writer}:{e.start} to {e.stop - 1}" for e in p.rows[:SHOWN_RANGES]]
+            more = len(p.rows) - len(rows)
+            ids = f" (rows {', '.join(rows)}{f' and {more} more ranges' if more > 0 else ''})" if rows else ""
+            out.line(f"{p.level:<11}{p.where}: {p.what}{ids}. {p.remedy}")
+        held = f", {' and '.join(report.indexes)} held against them" if report.indexes else ""
+        writers = count(report.writers, "writer") + f" ({report.live} live)"
+        out.line(
+            f"{'ok' if report.ok else 'damaged':<11}{report.name}: {count(report.rows, 'row')} and "
+            f"{count(report.facts, 'fact')} in {count(report.segments, 'segment')} of {writers} checked{held}"
+        )
+        if report.unsealed:
+            out.note(f"{count(report.unsealed, 'writer')} died and will be sealed when the workspace is next opened")
+    if not report.ok:
+        raise typer.Exit(CorruptionError.exit_code)
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr, None where nobody looks at it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
+    with Progress(*columns, console=console(sys.stderr), transient=True) as bar:
+        task = bar.add_task("verifying", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,111 @@
+"""The check of a whole workspace: its description, its logs, and the indexes beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from recollect.errors import CorruptionError
+from recollect.hot import home
+from recollect.hot.catalog import Catalog
+from recollect.hot.layouts import Layouts
+from recollect.hot.store import HotStore
+from recollect.hot.verify import Findings, Problem, Progress, verify_logs
+from recollect.recall.text import TextIndex
+from recollect.schema import Schema
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found.
+
+    Attributes:
+        name, path: the workspace.
+        writers: logs; `live` of them may still grow, `unsealed` have lost their writer and wait for the next open.
+        segments, rows, facts: what was checked.
+        indexes: the indexes that were there and were held against the logs.
+        problems: what is wrong; empty where nothing is.
+    """
+
+    name: str
+    path: Path
+    writers: int
+    live: int
+    unsealed: int
+    segments: int
+    rows: int
+    facts: int
+    indexes: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is lost and nothing had to be repaired."""
+        return all(p.level == "harmless" for p in self.problems)
+
+
+def verify(path: Path, progress: Progress | None = None) -> Report:
+    """Checks every checksum and counter of a workspace, and its indexes against its logs. Agents may go on meanwhile.
+
+    Logs are only read. An index that is wrong is made again.
+
+    Args:
+        path: the workspace's folder.
+        progress: called with rows checked and rows to check.
+
+    Raises:
+        NotFound: no workspace there.
+    """
+    problems: list[Problem] = []
+    try:
+        home.describe(path)
+    except CorruptionError as e:
+        problems.append(Problem("lost", "workspace.json", e.message, e.remedy or ""))
+    schema: Schema | None = None
+    try:
+        schema = home.read_schema(path)
+    except CorruptionError as e:
+        remedy = "Copy the schema.json of a workspace with the same schema, or restore a backup"
+        problems.append(Problem("lost", "schema.json", e.message, remedy))
+    layouts = None if schema is None else home.layouts(path)
+    found = verify_logs(path, layouts, progress)
+    indexes = () if layouts is None else _indexes(path, layouts, found)
+    return Report(
+        path.name,
+        path,
+        found.writers,
+        found.live,
+        found.unsealed,
+        found.segments,
+        found.rows,
+        found.facts,
+        indexes,
+        (*problems, *found.problems),
+    )
+
+
+def _indexes(path: Path, layouts: Layouts, found: Findings) -> tuple[str, ...]:
+    """Holds the indexes against the logs, which have to be whole for that."""
+    store = HotStore(path / "log", layouts, path.name)
+    text = TextIndex(store)
+    present: list[Catalog | TextIndex] = [index for index in (store.catalog, text) if index.file.path.exists()]
+    try:
+        if not found.readable:
+            raise CorruptionError("the logs are damaged")
+        with store.pinned():
+            cut = store.cut()
+            differences = [index.compare(cut) for index in present]
+    except CorruptionError:
+        for index in present:
+            what = "it was not held against the logs, which are damaged"
+            found.add("harmless", index.file.path.name, what, "Delete it if in doubt; it is made again when needed")
+        return ()
+    for index, difference in zip(present, differences, strict=True):
+        if difference is not None:
+            index.file.discard()
+            made = index.catch_up(cut)
+            remedy = "It was made again" if made else "Delete it: it is made again when it is next needed"
+            found.add("repairable", index.file.path.name, f"the index differs from the logs: {difference}", remedy)
+        index.file.close()
+    store.close()
+    return tuple(index.file.path.name for index in present)
