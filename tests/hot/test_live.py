@@ -34,6 +34,23 @@ for uid in range(3):
         GrowingLog.publish = lambda self: os._exit(0)
     episode.append(uid=uid, reward=0.0)
 """
+FORKED = """
+import os, sys
+import recollect as rc
+ws = rc.open_workspace(sys.argv[1])
+episode = ws.writer(durability="process").episode()
+episode.append(uid=0, reward=0.0)
+source = ws.live()
+assert source.at(0).cut.rows == 1
+here, there = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os.read(here, 1)
+    os._exit(source.at(0).cut.rows)
+episode.append(uid=1, reward=0.0)
+os.write(there, b"x")
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
 SEEDS = [0, *(pytest.param(s, marks=pytest.mark.torture) for s in range(1, 40))]
 
 
@@ -344,6 +361,11 @@ def test_a_new_writer_is_seen_at_once_however_young_or_old_the_folder() -> None:
         ws.writer().episode().append(uid=9, reward=0.0)
         os.utime(ws.path / "log", ns=(now, now))  # the file system's clock ticks some 100 times a second
         assert source.at(0).cut.rows == 4
+
+
+def test_a_forked_child_sees_what_is_appended_after() -> None:
+    with rc.create_workspace("w", PLAIN) as ws:
+        assert run_python(FORKED, str(ws.path)) == "2\n"
 
 
 def test_closed_logs_are_looked_at_no_more() -> None:
