@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from recollect.errors import ArgumentError, SchemaError, StoreError
+from recollect.errors import ArgumentError, NotFound, SchemaError, StoreError
 from recollect.hot import home
 from recollect.hot.facts import check_facts, check_step_facts
 from recollect.hot.growing import Durability
@@ -27,7 +27,7 @@ from recollect.recall import recent as recalled
 from recollect.recall.results import EpisodeRecord, Hits, nan_rewards
 from recollect.recall.window import with_predecessors
 from recollect.records.layout import Layout
-from recollect.schema import Schema
+from recollect.schema import Change, Schema
 from recollect.view import Cut, EpisodeKey, StepId, View
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Workspace:
         _live.add(self)
         self.recovered: list[Recovery] = []
         if self.schema is not None:
-            self.recovered = recover(self.path / "log", self._hot().layout)
+            self.recovered = recover(self.path / "log", self._hot().layouts)
 
     def start_over(self) -> None:
         """In a forked child: the parent's writers are not this handle's, and nobody holds its lock."""
@@ -109,21 +109,42 @@ class Workspace:
 
     @property
     def schema(self) -> Schema | None:
-        """The schema, None while nobody has fixed it."""
+        """The newest version of the schema, None while nobody has fixed it."""
         if self._store is not None:
+            self._store.layouts.refresh()
             return self._store.layout.schema
         return home.read_schema(self.path)
+
+    def evolve(self, schema: Schema) -> list[Change]:
+        """Makes `schema` the next version of the workspace's own. Everything written before stays readable.
+
+        Fields may be added that are optional or have a default, dtypes widened, required fields made optional or given
+        a default, episode facts added (`Schema.evolution`). From now on views have the new schema, in every process:
+        older rows read as null or the default where they lack a field. Writers that are open go on under the old
+        schema, new ones begin under the new. Durable when it returns.
+
+        Returns:
+            The changes, none where the workspace has that schema already.
+
+        Raises:
+            SchemaMismatch: a change that would lose values or change their meaning; each field is named.
+            SchemaError: the workspace has no schema yet.
+        """
+        if not isinstance(schema, Schema):
+            raise SchemaError("evolve() takes a Schema", value=schema, remedy="Wrap the fields: rc.Schema({...})")
+        return home.evolve_schema(self.path, schema)
 
     def _hot(self) -> HotStore:
         with self._lock:
             if self._store is None:
-                schema = home.read_schema(self.path)
-                if schema is None:
+                try:
+                    layouts = home.layouts(self.path)
+                except NotFound:
                     raise SchemaError(
                         f"workspace {self.name!r} has no schema yet",
                         remedy="Pass schema= to create_workspace() or to the first writer()",
-                    )
-                self._store = HotStore(self.path / "log", Layout.of(schema), self.name)
+                    ) from None
+                self._store = HotStore(self.path / "log", layouts, self.name)
             return self._store
 
     # -- writing -------------------------------------------------------------------------------------------
@@ -133,7 +154,7 @@ class Workspace:
 
         Args:
             agent: a name for people.
-            schema: fixes the schema of a workspace that has none; otherwise it must equal it.
+            schema: fixes the schema of a workspace that has none; otherwise it must equal its newest version.
             durability: the workspace's own when None.
 
         Raises:
@@ -146,9 +167,11 @@ class Workspace:
         chosen = durability or self.durability
         if chosen not in home.DURABILITIES:
             raise ArgumentError("unknown durability", value=chosen, remedy=f"One of {', '.join(home.DURABILITIES)}")
+        layouts = self._hot().layouts
+        layouts.refresh()
         writer = Writer(
             self.path / "log",
-            self._hot().layout,
+            layouts.newest,
             agent=self._mask(agent),
             durability=chosen,
             mask=self._mask,
@@ -157,11 +180,11 @@ class Workspace:
         self._writers = [w for w in self._writers if w.is_open] + [writer]
         return writer
 
-    def _resume_point(self, target: str | EpisodeKey | StepId) -> ResumePoint:
+    def _resume_point(self, target: str | EpisodeKey | StepId, layout: Layout) -> ResumePoint:
         store = self._hot()
         key = recalled.resolve(store, store.cut(), target)
         recalled.require_episode(store, key, target)
-        return resume_point(store, key)
+        return resume_point(store, key, layout)
 
     def annotate(self, target: str | EpisodeKey | StepId, **facts: Any) -> StepId:
         """Adds late facts about an episode (by id or key) or a step (by StepId). The newest wins, all are kept.

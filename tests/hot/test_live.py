@@ -203,7 +203,7 @@ def _uids(view: rc.View) -> list[int]:
 
 def _reader(ws: rc.Workspace) -> LiveSource:
     """A source with logs of its own, which have seen nothing yet."""
-    return LiveSource(HotStore(ws.path / "log", ws._hot().layout))
+    return LiveSource(HotStore(ws.path / "log", ws._hot().layouts))
 
 
 def test_a_resumed_step_comes_after_its_predecessor() -> None:
@@ -388,7 +388,7 @@ def test_a_dead_writers_log_is_what_its_recovery_says() -> None:
     """A frame that was whole when its writer died counts, published or not; readers find the seal by its mark."""
     with rc.create_workspace("w", PLAIN) as ws:
         child = run_python(UNPUBLISHED, str(ws.path))
-        store = HotStore(ws.path / "log", ws._hot().layout)
+        store = HotStore(ws.path / "log", ws._hot().layouts)
         source = LiveSource(store)
         before = source.at(0)
         assert before.rows.gather(np.arange(2), ("uid",))["uid"].tolist() == [0, 1]

@@ -17,6 +17,7 @@ import pytest
 
 import recollect as rc
 from recollect import errors
+from recollect.hot.layouts import Layouts
 from recollect.hot.recover import recover
 from recollect.records.layout import Layout
 from recollect.view import Extent
@@ -203,7 +204,8 @@ def test_a_log_copied_elsewhere_is_verified_frame_by_frame(tmp_path: Path) -> No
     layout = Layout.of(SCHEMA)
     from recollect.hot.segment import Segment
 
-    at = Segment.open_(segment, layout).records_at + 25 * layout.itemsize + layout.offset("/observation")
+    layouts = Layouts({1: SCHEMA}.get)
+    at = Segment.open_(segment, layouts).records_at + 25 * layout.itemsize + layout.offset("/observation")
     raw = bytearray(segment.read_bytes())
     raw[at] ^= 0xFF
     segment.write_bytes(raw)
@@ -211,7 +213,7 @@ def test_a_log_copied_elsewhere_is_verified_frame_by_frame(tmp_path: Path) -> No
     assert [(r.rows, r.lost, r.lost_rows) for r in other.recovered] == [(25, Extent(writer.id, 25, 40), 15)]
     assert len(other.view().rows) == 25
     assert len(ws.view().rows) == 40
-    assert recover(copied / "log", layout) == []
+    assert recover(copied / "log", layouts) == []
 
 
 def test_a_forked_writer_raises_and_its_parent_goes_on() -> None:

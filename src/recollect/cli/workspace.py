@@ -1,4 +1,4 @@
-"""`recollect workspace create | list | show | delete`."""
+"""`recollect workspace create | list | show | evolve | delete`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Durability: TypeAlias = Literal["process", "interval", "step"]
 Preset: TypeAlias = Literal["llm-agent"]
 
-app = typer.Typer(help="Create, list, show and delete workspaces.", no_args_is_help=True)
+app = typer.Typer(help="Create, list, show, evolve and delete workspaces.", no_args_is_help=True)
 
 
 @app.command("create")
@@ -152,10 +152,12 @@ def _show_schema(out: Output, schema: Schema | None) -> None:
         shape = "x".join(map(str, getattr(field, "shape", ()))) or "-"
         if getattr(field, "stack", 1) > 1:
             shape = f"{field.stack} planes of {shape}"
-        rows.append((leaf.path, field.type, dtype, shape, leaf.role or "-", "yes" if field.optional else "no"))
+        default = getattr(field, "default", None)
+        shown = "-" if default is None else repr(default)
+        rows.append((leaf.path, field.type, dtype, shape, leaf.role or "-", "yes" if field.optional else "no", shown))
     out.line(f"{'schema':<12}{schema.fingerprint}")
     out.line(f"{'facts':<12}{', '.join(schema.episode)}")
-    out.table("", ("field", "type", "dtype", "shape", "role", "optional"), rows)
+    out.table("", ("field", "type", "dtype", "shape", "role", "optional", "default"), rows)
 
 
 def _show_stats(out: Output, stats: WorkspaceStats) -> None:
@@ -187,6 +189,32 @@ def _show_stats(out: Output, stats: WorkspaceStats) -> None:
             ],
             right=("writer", "appended", "visible", "durable", "facts"),
         )
+
+
+@app.command("evolve")
+def evolve(
+    context: typer.Context,
+    name: Name,
+    schema: Annotated[
+        Path, typer.Option(metavar="FILE.toml", help="Read the new schema from this TOML file.", show_default=False)
+    ],
+    json: Json = False,
+) -> None:
+    """Give a workspace the next version of its schema. What was written before stays readable."""
+    from recollect.schema import Schema
+    from recollect.workspace import open_workspace
+
+    out = Output(context, json)
+    wanted = Schema.from_toml(schema)
+    with open_workspace(name) as ws:
+        changes = ws.evolve(wanted)
+        if out.json:
+            out.document(_identity(ws) | {"schema": _describe(ws.schema), "changes": plain(changes)})
+            return
+        for change in changes:
+            out.line(change.text)
+        made = f"evolved with {count(len(changes), 'change')}" if changes else "has that schema already"
+        out.line(f"workspace {ws.name} {made} ({wanted.fingerprint})")
 
 
 @app.command("delete")

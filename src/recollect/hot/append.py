@@ -76,7 +76,7 @@ class StepAppender:
             if episode.ended:
                 raise ended_error(episode)
             if log.rows >= log.max_rows:
-                log.roll()
+                log.turn_page()
             if type(terminated) is not bool or type(truncated) is not bool:
                 terminated, truncated = _flag(terminated, "terminated"), _flag(truncated, "truncated")
             if priority is not None:
@@ -90,7 +90,7 @@ class StepAppender:
                 prepared, heap_bytes = self.fields.prepare_step(values, episode.history)
             if next_observation is not None:
                 observed = self._check_next(episode, values, next_observation, prepared)
-                if not (terminated or truncated) and self.fields.tailed:
+                if episode.lane is None and self.fields.tailed and not (terminated or truncated):
                     log.tails.take(episode)
                 if prepared is not None and self._simple is None:
                     heap_bytes += sum(len(v) for _, v in observed if type(v) is bytes)
@@ -109,7 +109,8 @@ class StepAppender:
                 ):
                     target[row] = value
                 else:
-                    target[row] = self._cast(name, value, dtype, shape, ints)
+                    given = value if value is not MISSING else self._left_out(name, values)
+                    target[row] = self._cast(name, given, dtype, shape, ints)
             extra = 0
             heap_at = log.heap_used
             if prepared is not None:
@@ -176,8 +177,15 @@ class StepAppender:
 
     # -- checking ------------------------------------------------------------------------------------------
 
+    def _left_out(self, name: str, values: Mapping[str, Any]) -> Any:
+        """The default of a field that the caller left out. Raises FieldError where it has none."""
+        if name not in self.fields.defaults:
+            raise self.fields.missing(name)
+        self.fields.check_names(values)  # as many names as fields no longer means that every name is a field's
+        return self.fields.defaults[name]
+
     def _cast(self, name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...], ints: bool) -> Any:
-        if value is MISSING or value is None:
+        if value is None:
             raise self.fields.missing(name)
         if ints and type(value) is int:
             info = np.iinfo(dtype)
@@ -326,7 +334,8 @@ class StepAppender:
     def _put_tail(self, episode: OpenEpisode, observed: Any, now: int, seq: int) -> None:
         """Leaves the observation after the newest step in a tail slot."""
         tails = self.log.tails
-        tail, slot = tails.next_slot(episode)
+        tails.turn(episode, seq)
+        tail, slot = tails.slot(episode)
         if self._simple is not None:
             tail.records[self._simple[1]][slot] = observed
         else:

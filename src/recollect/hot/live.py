@@ -31,8 +31,8 @@ class LiveSource:
     """
 
     def __init__(self, store: HotStore, last: int | None = None) -> None:
-        self._store, self.last = store, last
-        self._begin(Growing(store.layout, last))
+        self._store, self.last, self._layout = store, last, store.layout
+        self._begin(Growing(self._layout, last))
         if last is not None:
             self._skip_to_newest(last)
 
@@ -59,6 +59,9 @@ class LiveSource:
         """A view of what is published now; the one before when nothing is new.
 
         Every append that returned is in it. It is immutable: what arrives later shows in later views only.
+
+        Raises:
+            SchemaMismatch: the schema has evolved, and rows of the newer one have arrived. A new source reads both.
         """
         work = self._news()
         if self._view is not None and not work and not self._facts_are_new:
@@ -186,7 +189,7 @@ class LiveSource:
             work = [e for e in rest if e.stop > e.start]
 
     def _add(self, extent: Extent, *, strict: bool) -> int:
-        pieces = self._store.log(extent.writer).pieces(extent.start, extent.stop)
+        pieces = self._store.pieces((extent,), self._layout)
         return self._rows.add(extent.writer, extent.start, pieces, strict)
 
     def _skip_to_newest(self, last: int) -> None:
@@ -237,15 +240,16 @@ class LiveSource:
 
     def _make_view(self, rows: Growing, facts: tuple[tuple[int, int], ...]) -> GrownView:
         store = self._store
-        return GrownView(rows.anchors(store.tails_by_writer), facts, lambda: store.index(facts), store.name)
+        anchors = rows.anchors(lambda ids: store.tails_by_writer(ids, self._layout))
+        return GrownView(anchors, facts, lambda: store.index(facts), store.name)
 
     def _rebuilt(self, cut: Cut, first: int) -> tuple[Growing, FactIndex]:
         """The rows of a cut, and its step facts."""
-        rows = Growing(self._store.layout, self.last, first)
+        rows = Growing(self._layout, self.last, first)
         self._store.refresh()
         for e in cut.extents:
             try:
-                pieces = self._store.log(e.writer).pieces(e.start, e.stop)
+                pieces = self._store.pieces((e,), self._layout)
             except (CorruptionError, NotFound) as error:
                 raise NotFound(
                     f"workspace {self._store.name!r} has no rows {e.start} to {e.stop} of writer {e.writer} any more",

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recollect.errors import CorruptionError
+from recollect.hot.layouts import Layouts
 from recollect.hot.seal import Seal, read_seal
 from recollect.hot.segment import RESUMPTION, ROWS_MASK, Segment
 from recollect.hot.tails import TailFile, damaged_slots, read_tails
+from recollect.hot.translate import Translation
 from recollect.records.block import Block, join_rows
 from recollect.records.layout import FINAL, Layout
 from recollect.view import EpisodeKey, Fact, Ids, StepId, make_ids
@@ -39,12 +41,14 @@ class WriterLog:
 
     Attributes:
         writer: the writer's id.
+        layout: what it was written in; the same for all its segments, since a writer keeps the schema it began with.
         rows, facts: published counts.
         resumed: episodes that go on in this log.
     """
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
-        self.folder, self.layout = folder, layout
+    def __init__(self, folder: Path, layouts: Layouts) -> None:
+        self.folder, self.layouts = folder, layouts
+        self.layout = layouts.newest
         self.writer = int(folder.name, 16)
         self.segments: list[Segment] = []
         self.rows = self.facts = 0
@@ -52,6 +56,7 @@ class WriterLog:
         self.resumed: dict[EpisodeKey, Resumption] = {}
         self._scanned = 0
         self._facts: list[Fact] = []
+        self._translations: dict[int, Translation] = {}
         self._tail_files: list[TailFile] = []
         self._newest: Segment | None = None
         self._watched: memoryview | None = None
@@ -162,11 +167,15 @@ class WriterLog:
         path = self.folder / f"{len(self.segments):08d}.seg"
         if not path.exists():
             return False
-        self.segments.append(Segment.open_(path, self.layout))
+        segment = Segment.open_(path, self.layouts)
+        if self.segments and segment.layout is not self.layout:
+            raise CorruptionError(f"segment {str(path)!r} has another schema than those before it")
+        self.layout = segment.layout
+        self.segments.append(segment)
         return True
 
     def pieces(self, start: int, stop: int) -> list[tuple[Block, int, int]]:
-        """The blocks that hold rows `start` to `stop`, in order; each row's checksum was looked at.
+        """The blocks that hold rows `start` to `stop`, in order, as they were written, each row checked once.
 
         Raises:
             CorruptionError: a row is damaged, or not there.
@@ -186,6 +195,28 @@ class WriterLog:
                 remedy="The cut was made on another workspace, or the log was damaged",
             )
         return out
+
+    def pieces_in(self, layout: Layout, start: int, stop: int) -> list[tuple[Block, int, int]]:
+        """The same rows in the layout of the schema's newest version: those of an older one through a translation.
+
+        Raises:
+            SchemaMismatch: the log was written under a newer schema than `layout` has.
+        """
+        written = self.pieces(start, stop)
+        if self.layout is layout:
+            return written
+        with self._lock:
+            return [(self._translation(block, layout).read(low, high), low, high) for block, low, high in written]
+
+    def _translation(self, block: Block, layout: Layout) -> Translation:
+        """The one translation of a segment's block, kept for as long as the segment and the newest layout are."""
+        known = self._translations.get(id(block))
+        if known is None or known.source is not block or known.layout is not layout:
+            known = self._translations[id(block)] = Translation(block, self.layout, layout)
+            if len(self._translations) > len(self.segments):
+                held = {id(s.block) for s in self.segments}
+                self._translations = {k: t for k, t in self._translations.items() if k in held}
+        return known
 
     def read_facts(self, stop: int) -> list[Fact]:
         """Facts below `stop`, parsed once per process."""
@@ -215,6 +246,13 @@ class WriterLog:
                     return True
         return False
 
+    def tails_in(self, layout: Layout, ids: Ids) -> tuple[Ids, Block | None]:
+        """As `tails`, in the layout of the schema's newest version."""
+        found, block = self.tails(ids)
+        if block is None or self.layout is layout:
+            return found, block
+        return found, Translation(block, self.layout, layout).read(0, len(block.records))
+
     def step_facts(self, start: int, stop: int) -> list[Fact]:
         """The facts from `start` to `stop` that are about steps."""
         out = []
@@ -228,8 +266,8 @@ class WriterLog:
         return out
 
     def tails(self, ids: Ids) -> tuple[Ids, Block | None]:
-        """Observations that follow the given steps of this writer: from the tail slots, or from the successors that
-        overwrote them. Each record carries the id of the step that it follows."""
+        """Observations that follow the given steps of this writer, as they were written: from the tail slots, or from
+        the successors that overwrote them. Each record carries the id of the step that it follows."""
         with self._lock:
             files = self._open_tails(known=True)
             found, block = read_tails(files, ids, self.layout)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recollect.errors import ConflictError, CorruptionError
-from recollect.hot.files import lock_when_free, locked, sync_file
+from recollect.hot.files import lock_when_free, locked, sync_file, sync_folder
+from recollect.hot.layouts import Layouts
 from recollect.hot.seal import Seal, read_seal, seal
 from recollect.hot.segment import ROWS_MASK, Segment
 from recollect.hot.tails import damaged_slots
-from recollect.records.layout import Layout
 from recollect.view import Extent
 
 WAIT_S = 10.0
@@ -57,8 +57,15 @@ class Recovery:
         return 0 if self.lost is None else self.lost.stop - self.lost.start
 
 
-def recover(folder: Path, layout: Layout) -> list[Recovery]:
-    """Seals the logs of writers that died. Live writers hold their lock and are left alone."""
+def recover(folder: Path, layouts: Layouts) -> list[Recovery]:
+    """Seals the logs of writers that died. Live writers hold their lock and are left alone.
+
+    Args:
+        layouts: of every schema version, since each segment is checked as it was written.
+
+    Raises:
+        SchemaMismatch, StoreError: a log of a schema or a format that is not known here; it is left unsealed.
+    """
     open_logs = [path for path in _logs(folder) if not _is_sealed(path)]
     if not open_logs:
         return []
@@ -73,7 +80,7 @@ def recover(folder: Path, layout: Layout) -> list[Recovery]:
                 continue
             try:
                 if not _is_sealed(path):
-                    out.append(_recover_one(path, layout))
+                    out.append(_recover_one(path, layouts))
             finally:
                 os.close(lock)
         _remove_abandoned(folder)
@@ -92,20 +99,21 @@ def _is_sealed(path: Path) -> bool:
         return False
 
 
-def _recover_one(folder: Path, layout: Layout) -> Recovery:
+def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
     for leftover in folder.glob(".*.new"):
         leftover.unlink(missing_ok=True)
     rows = facts = segments = checked = 0
+    unsynced = []
     counted_rows = counted_facts = 0
-    whole = True
+    whole, layout = True, layouts.newest
     for path in sorted(folder.glob("*.seg")):
         try:
-            segment = Segment.open_(path, layout)
+            segment = Segment.open_(path, layouts)
         except CorruptionError:
             whole = False
             continue
         segment.mark_sealed()
-        header, shape = segment.header, segment.header.shape
+        header, shape, layout = segment.header, segment.header.shape, segment.layout
         durable = segment.durable_word
         for word in (segment.word, durable):
             if (word & ROWS_MASK) <= shape.rows and (word >> 32) <= shape.facts:
@@ -120,13 +128,16 @@ def _recover_one(folder: Path, layout: Layout) -> Recovery:
         end = segment.checked.whole_rows(min(from_row, shape.rows), shape.rows)
         fact_end = segment.checked.whole_facts(min(from_fact, shape.facts), shape.facts)
         checked += end - from_row
+        if moved or (end, fact_end) != (from_row, from_fact):
+            unsynced.append(path)
         rows, facts, segments = header.first_row + end, header.first_fact + fact_end, segments + 1
     lost = (rows, counted_rows) if counted_rows > rows else None
     lost_facts = max(0, counted_facts - facts)
     tails = sorted(folder.glob("*.tails"))
     lost_tails = damaged_slots(tails, layout)
-    for item in [*folder.glob("*.seg"), *tails]:
+    for item in [*unsynced, *tails]:
         sync_file(item)
+    sync_folder(folder)
     seal(folder, Seal(rows, facts, segments, False, lost, lost_facts, len(tails), lost_tails))
     writer = int(folder.name, 16)
     return Recovery(writer, rows, facts, Extent(writer, *lost) if lost else None, lost_facts, lost_tails, checked)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from recollect.errors import EpisodeError
 from recollect.hot.files import is_locked, sync_file
 from recollect.records.block import Block
-from recollect.records.layout import FINAL, HAS_NEXT, TERMINATED, TRUNCATED, column
+from recollect.records.layout import FINAL, HAS_NEXT, TERMINATED, TRUNCATED, Layout, column
 from recollect.schema import Frames
 from recollect.view import Cut, EpisodeKey, make_ids
 
@@ -54,18 +54,22 @@ class _Row(NamedTuple):
     row: int
 
 
-def resume_point(store: HotStore, key: EpisodeKey) -> ResumePoint:
+def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoint:
     """Where an episode stands, with everything it has so far on stable storage.
+
+    Args:
+        layout: that of the writer which will go on with it.
 
     Raises:
         EpisodeError: it has ended, or a live writer still has it open.
+        SchemaMismatch: it has rows of a newer schema than the writer's.
     """
     cut = store.cut()
     facts = store.latest_facts(cut.facts)
     logs = [log for w, log in sorted(store.logs.items()) if w == key.writer or key in log.resumed]
     owner = max(logs, key=lambda log: log.resumed[key].time_ns if key in log.resumed else 0, default=None)
     name = facts.id_of(key)
-    rows = [row for log in logs for row in _rows_of(log, key, cut)]
+    rows = [row for log in logs for row in _rows_of(store, log, key, cut, layout)]
     steps = sorted(r for r in rows if not r.flags & FINAL)
     last = steps[-1] if steps else None
     if last is not None and last.flags & (TERMINATED | TRUNCATED):
@@ -79,7 +83,7 @@ def resume_point(store: HotStore, key: EpisodeKey) -> ResumePoint:
     if last is not None:
         followed = any(r.flags & FINAL and r.step == last.step + 1 for r in rows)
         if last.flags & HAS_NEXT and not followed:
-            waiting = store.tails(make_ids([last.writer], [last.seq]))[1]
+            waiting = store.tails(make_ids([last.writer], [last.seq]), layout)[1]
     for log in logs:
         if not log.sealed:
             for path in (*log.folder.glob("*.seg"), *log.folder.glob("*.tails")):
@@ -89,19 +93,19 @@ def resume_point(store: HotStore, key: EpisodeKey) -> ResumePoint:
         key,
         None if given is None else str(given),
         0 if last is None else last.step + 1,
-        _newest_planes(store, steps),
+        _newest_planes(layout, steps),
         waiting,
         tuple((log.writer, log.rows) for log in logs),
     )
 
 
-def _rows_of(log: WriterLog, key: EpisodeKey, cut: Cut) -> list[_Row]:
+def _rows_of(store: HotStore, log: WriterLog, key: EpisodeKey, cut: Cut, layout: Layout) -> list[_Row]:
     out: list[_Row] = []
     for extent in cut.extents:
         if extent.writer != log.writer:
             continue
         at = extent.start
-        for block, start, stop in log.pieces(extent.start, extent.stop):
+        for block, start, stop in store.pieces((extent,), layout):
             records = block.records[start:stop]
             hits = np.flatnonzero((records["episode"] == key.counter) & (records["episode_writer"] == key.writer))
             mine = records[hits]
@@ -111,9 +115,9 @@ def _rows_of(log: WriterLog, key: EpisodeKey, cut: Cut) -> list[_Row]:
     return out
 
 
-def _newest_planes(store: HotStore, steps: list[_Row]) -> dict[str, list[NDArray[Any]]]:
+def _newest_planes(layout: Layout, steps: list[_Row]) -> dict[str, list[NDArray[Any]]]:
     out: dict[str, list[NDArray[Any]]] = {}
-    for leaf in store.layout.wide:
+    for leaf in layout.wide:
         field = leaf.field
         if not isinstance(field, Frames) or field.stack == 1:
             continue

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from recollect.errors import NotFound
+from recollect.hot.layouts import Layouts
 from recollect.hot.log import WriterLog
 from recollect.records.block import Block, join_rows
 from recollect.records.build import Changed, build_view, unchanged
@@ -24,10 +25,13 @@ _live: weakref.WeakSet[HotStore] = weakref.WeakSet()
 
 
 class HotStore:
-    """The logs under one folder. Thread-safe; a forked child starts over with it."""
+    """The logs under one folder. Thread-safe; a forked child starts over with it.
 
-    def __init__(self, folder: Path, layout: Layout, name: str = "") -> None:
-        self.folder, self.layout, self.name = folder, layout, name
+    Logs that were written under older versions of the schema are read in the newest one's layout.
+    """
+
+    def __init__(self, folder: Path, layouts: Layouts, name: str = "") -> None:
+        self.folder, self.layouts, self.name = folder, layouts, name
         self.opened = 0
         """Logs opened so far; it never goes back, not even in a forked child."""
         self.start_over()
@@ -42,9 +46,14 @@ class HotStore:
         self._growing: list[WriterLog] = []
         self._scanned_ns = -1
 
+    @property
+    def layout(self) -> Layout:
+        """What views made now have. Take it once, after the cut, for whatever must agree: a refresh may replace it."""
+        return self.layouts.newest
+
     def refresh(self) -> None:
-        """Looks for new writers and at every live writer's counter: one stat and one load per writer while nothing is
-        new."""
+        """Looks for new writers, at every live writer's counter, and for a newer schema: two looks at the folder and
+        one load per writer while nothing is new."""
         with self._lock:
             self._discover()
             ended = False
@@ -53,6 +62,8 @@ class HotStore:
                 ended = ended or log.sealed
             if ended:
                 self._growing = [log for log in self._growing if not log.sealed]
+            # Last: what was published under a newer schema, rows or facts, was published after that schema was made.
+            self.layouts.refresh()
 
     def _discover(self) -> None:
         """Opens the logs of new writers. The folder's time of change says whether there can be any, unless it is so
@@ -70,7 +81,7 @@ class HotStore:
             if writer < 0 or writer in self.logs:
                 continue
             if (path / "00000000.seg").exists():
-                log = self.logs[writer] = WriterLog(path, self.layout)
+                log = self.logs[writer] = WriterLog(path, self.layouts)
                 self._growing.append(log)
                 self.opened += 1
             else:
@@ -104,6 +115,7 @@ class HotStore:
                         again = True
                         if other in self.logs:
                             self.logs[other].refresh()
+                            self.layouts.refresh()
                             stops[other] = self.logs[other].rows
                         if stops.get(other, 0) < rows:
                             stops[writer] = stop = min(stop, resumption.row)
@@ -142,34 +154,40 @@ class HotStore:
             return overlay
         return unchanged
 
-    def tails_by_writer(self, ids: Ids) -> list[tuple[Ids, Block]]:
-        """Waiting observations of the given steps: for each writer that has some, their ids and a block of them."""
+    def tails_by_writer(self, ids: Ids, layout: Layout | None = None) -> list[tuple[Ids, Block]]:
+        """Waiting observations of the given steps, in `layout`, the newest when None: for each writer that has some,
+        their ids and a block of them."""
+        layout = layout or self.layout
         out = []
         for writer in np.unique(ids["writer"]).tolist():
-            found, block = self.log(writer).tails(ids[ids["writer"] == writer])
+            found, block = self.log(writer).tails_in(layout, ids[ids["writer"] == writer])
             if block is not None:
                 out.append((found, block))
         return out
 
-    def tails(self, ids: Ids) -> tuple[Ids, Block | None]:
-        """Waiting observations of the given steps, as one block."""
-        parts = self.tails_by_writer(ids)
+    def tails(self, ids: Ids, layout: Layout | None = None) -> tuple[Ids, Block | None]:
+        """Waiting observations of the given steps, as one block in `layout`, the newest when None."""
+        layout = layout or self.layout
+        parts = self.tails_by_writer(ids, layout)
         if not parts:
             return ids[:0], None
-        return np.concatenate([found for found, _ in parts]), join_rows(self.layout, [block for _, block in parts])
+        return np.concatenate([found for found, _ in parts]), join_rows(layout, [block for _, block in parts])
 
-    def pieces(self, extents: tuple[Extent, ...]) -> list[tuple[Block, int, int]]:
-        """The blocks of a list of extents, in order."""
-        return [piece for e in extents for piece in self.log(e.writer).pieces(e.start, e.stop)]
+    def pieces(self, extents: tuple[Extent, ...], layout: Layout | None = None) -> list[tuple[Block, int, int]]:
+        """The blocks of a list of extents, in order, in `layout`, the newest when None."""
+        layout = layout or self.layout
+        return [piece for e in extents for piece in self.log(e.writer).pieces_in(layout, e.start, e.stop)]
 
     def view(self, cut: Cut | None = None) -> View:
         """An immutable view of a cut, of all that is published when None."""
         cut = self.cut() if cut is None else cut
+        self.layouts.refresh()
+        layout = self.layout
         return build_view(
-            self.layout,
+            layout,
             cut,
-            self.pieces(cut.extents),
-            self.tails,
+            self.pieces(cut.extents, layout),
+            lambda ids: self.tails(ids, layout),
             lambda: self.index(cut.facts),
             self._changed(cut.facts),
             self.name,
