@@ -39,6 +39,7 @@ class LiveSource:
     def _begin(self, rows: Growing) -> None:
         self._rows = rows
         self._view: GrownView | None = None
+        self._opened = -1
         self._logs: dict[int, WriterLog] = {}
         self._seen: dict[int, int] = {}
         self._facts_seen: dict[int, int] = {}
@@ -122,7 +123,7 @@ class LiveSource:
         """Rows published since the last look, writer by writer. Facts are noted too."""
         store = self._store
         store.refresh()
-        if len(self._logs) != len(store.logs):
+        if self._opened != store.opened:
             self._open_logs()
         out = []
         finished = False
@@ -152,10 +153,13 @@ class LiveSource:
     def _open_logs(self) -> None:
         store = self._store
         starts = {e.writer: e.start for e in store.cut().extents}
-        for writer in sorted(store.logs.keys() - self._logs.keys()):
-            log = self._logs[writer] = store.logs[writer]
-            self._growing.append(log)
-            self._seen.setdefault(writer, starts.get(writer, 0))
+        self._opened = store.opened
+        for writer in sorted(store.logs):
+            log = store.logs[writer]
+            if self._logs.get(writer) is not log:  # a forked child opens those that are known, too
+                self._logs[writer] = log
+                self._seen.setdefault(writer, starts.get(writer, 0))
+        self._growing = list(self._logs.values())
 
     def _take(self, work: list[Extent]) -> None:
         """Takes rows in, each after its predecessor: a resumed episode goes on in another writer's log, which may have

@@ -36,6 +36,8 @@ class HotStore:
     def __init__(self, folder: Path, layouts: Layouts, name: str = "") -> None:
         self.folder, self.layouts, self.name = folder, layouts, name
         self.catalog = Catalog(folder.parent / catalog.NAME, self)
+        self.opened = 0
+        """Logs opened so far; it never goes back, not even in a forked child."""
         self.start_over()
         _live.add(self)
 
@@ -83,6 +85,7 @@ class HotStore:
             if (path / "00000000.seg").exists():
                 log = self.logs[writer] = WriterLog(path, self.layouts)
                 self._growing.append(log)
+                self.opened += 1
             else:
                 unborn = unborn or not (path / "sealed.json").exists()
         self._scanned_ns = -1 if unborn or now_ns - changed_ns < SETTLED_NS else changed_ns

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from recollect.errors import CorruptionError, RecollectError, StoreError
 from recollect.hot.files import is_locked
+from recollect.hot.growing import ROWS_PER_APPEND
 from recollect.hot.layouts import Layouts
 from recollect.hot.seal import NAME as SEAL
 from recollect.hot.seal import Seal, read_seal
@@ -226,8 +227,10 @@ class _LogCheck:
             return
         if not last and not segment.rolled and self.segments[-1].word:
             self.found.add("repairable", part.name, "it does not say that another segment follows", _OPEN)
-        # A writer may die between a frame and its counter, but not two frames later.
-        one = part.rows + frame_rows(segment.records, part.rows) if part.rows < shape.rows else shape.rows
+        # A writer may die between an append's frames and their counter, but not in the append after it.
+        one = part.rows
+        for _ in range(ROWS_PER_APPEND):
+            one += frame_rows(segment.records, one) if one < shape.rows else 0
         end = _whole_rows(segment, part.rows, shape.rows) if last else 0
         if end > one:
             gap = (Extent(self.writer, part.first + part.rows, part.first + end),)
