@@ -8,17 +8,17 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import recollect as rc
 from recollect.errors import AlreadyExists, NotFound, WriterError
 from recollect.testing.actor import Actor, Journal, random_ops
 from recollect.testing.corpus import SCHEMAS
-from recollect.testing.instants import die
+from recollect.testing.instants import at_instant, die
 from recollect.testing.kills import EPISODES_PER_CHILD, add, ended, forked, small_segments
-from recollect.testing.ledger import Append, Ledger, Op, Open
-from recollect.testing.oracle import Expectation, Found, check_view, check_workspace, expect, require, warm_up
+from recollect.testing.ledger import Append, Close, Ledger, Open
+from recollect.testing.oracle import Expectation, check_view, check_workspace, expect, require, warm_up
 
 
 class Gate:
@@ -46,7 +46,16 @@ def together(acts: list[Callable[[], None]]) -> None:
 
     pids = [forked(lambda one=one: act(one)) for one in acts]  # type: ignore[misc]
     gate.open()
-    require([ended(pid) for pid in pids] == ["finished"] * len(acts), "a process was killed")
+    left = set(pids)
+    try:
+        while left:
+            pid, status = os.wait()
+            left.discard(pid)
+            require(status == 0, f"a process ended with {os.waitstatus_to_exitcode(status)}")
+    finally:
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 class _Team:
@@ -138,23 +147,30 @@ def creating(folder: str, rounds: int, processes: int) -> None:
         require(len(won.read()) == 1, f"{len(won.read())} processes created one workspace")
 
 
+def _abandoned(path: Path, chance: random.Random) -> Expectation:
+    """A workspace whose writers were all killed, and what it must hold."""
+    small_segments()
+    rc.create_workspace(path, SCHEMAS["mixed"](), durability="process").close()
+    ops = [op for op in random_ops(chance, 60, writers=4, durabilities=("process",)) if not isinstance(op, Close)]
+    journal = Journal()
+
+    def write() -> None:
+        Actor(rc.open_workspace(path), Ledger("process")).run(ops, journal.note)
+        die()
+
+    require(ended(forked(write)) == "kills", "the writer lived on")
+    wanted = expect(ops, journal.read(), durability="process", power=False)
+    journal.close()
+    return wanted
+
+
 def recovering(folder: str, rounds: int, processes: int, seed: int) -> None:
     """Several open a workspace whose writers died: each sees the same prefix, and each log is sealed once."""
     warm_up()
     small_segments()
     for k in range(rounds):
-        chance = random.Random(f"{seed}.{k}")
         path, reports = Path(folder) / f"w{k}", Journal()
-        rc.create_workspace(path, SCHEMAS["mixed"](), durability="process").close()
-        ops = [op for op in random_ops(chance, 60, writers=4, durabilities=("process",)) if not _closes(op)]
-        journal = Journal()
-
-        def write(path: Path = path, ops: list[Op] = ops, journal: Journal = journal) -> None:
-            Actor(rc.open_workspace(path), Ledger("process")).run(ops, journal.note)
-            die()
-
-        require(ended(forked(write)) == "kills", "the writer lived on")
-        wanted = expect(ops, journal.read(), durability="process", power=False)
+        wanted = _abandoned(path, random.Random(f"{seed}.{k}"))
 
         def open_(path: Path = path, reports: Journal = reports, wanted: Expectation = wanted) -> None:
             with rc.open_workspace(path) as workspace:
@@ -169,8 +185,38 @@ def recovering(folder: str, rounds: int, processes: int, seed: int) -> None:
         require(sorted(sealed) == sorted(logs), f"{len(sealed)} logs were sealed, of {len(logs)}")
 
 
-def _closes(op: Op) -> bool:
-    return type(op).__name__ == "Close"
+def stopping(folder: str, rounds: int, seed: int) -> None:
+    """A process that recovers is stopped at some instruction: others open, read and write; it goes on later."""
+    warm_up()
+    for k in range(rounds):
+        chance = random.Random(f"{seed}.{k}")
+        path = Path(folder) / f"w{k}"
+        wanted, instant = _abandoned(path, chance), int(10 ** chance.uniform(1, 4))
+
+        def stop() -> int:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return -1
+
+        def recover(path: Path = path, instant: int = instant) -> None:
+            with at_instant(instant, stop):
+                rc.open_workspace(path).close()
+
+        def pass_by(path: Path = path, wanted: Expectation = wanted) -> None:
+            signal.alarm(60)
+            with rc.open_workspace(path) as workspace:
+                check_workspace(workspace, wanted)
+                workspace.writer(durability="process").close()
+
+        pid = forked(recover)
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        together([pass_by])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+        require(ended(pid) == "finished", "the stopped process was killed")
+        with rc.open_workspace(path) as workspace:
+            wanted.nameless += 1
+            require(not workspace.recovered, "a log was left unsealed")
+            check_workspace(workspace, wanted)
 
 
 def deleting(folder: str, rounds: int) -> None:
@@ -202,17 +248,3 @@ def deleting(folder: str, rounds: int) -> None:
         acknowledged = entries[deleted[0] + 1 :] if deleted else []
         lost["after the deletion" if acknowledged else "none"] += 1
     require(not lost["after the deletion"], f"appends were acknowledged in a deleted workspace: {dict(lost)}")
-
-
-@contextlib.contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """A process held by SIGSTOP."""
-    os.kill(pid, signal.SIGSTOP)
-    os.waitpid(pid, os.WUNTRACED)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
-__all__ = ["Found", "creating", "deleting", "many", "recovering", "stopped", "together"]

@@ -21,33 +21,33 @@ from tests.support import run_python
 LONG = pytest.mark.torture
 
 
-def crowd(call: str, folder: Path, *, timeout_s: float = 200) -> str:
+def crowd(call: str, *, timeout_s: float = 3000) -> str:
     """Runs a scenario of `tests.torture.crowd` in a clean process."""
-    return run_python(f"from tests.torture import crowd; crowd.{call}", str(folder), timeout_s=timeout_s)
+    return run_python(f"from tests.torture import crowd; crowd.{call}", timeout_s=timeout_s)
 
 
 @pytest.mark.parametrize("ops", [60, pytest.param(3000, marks=[LONG, pytest.mark.timeout(3600)])])
-def test_eight_writers_and_four_readers_agree_on_a_growing_prefix(ops: int, tmp_path: Path) -> None:
+def test_eight_writers_and_four_readers_agree_on_a_growing_prefix(ops: int, memory: Path) -> None:
     seed = default_seed()
     print(f"seed {seed}")
-    crowd(f"many({str(tmp_path)!r}, 8, 4, {ops}, {seed})", tmp_path, timeout_s=3000)
+    crowd(f"many({str(memory)!r}, 8, 4, {ops}, {seed})")
 
 
 @pytest.mark.parametrize("rounds", [10, pytest.param(500, marks=LONG)])
-def test_of_those_who_create_a_workspace_at_once_one_wins(rounds: int, tmp_path: Path) -> None:
-    crowd(f"creating({str(tmp_path)!r}, {rounds}, 6)", tmp_path)
+def test_of_those_who_create_a_workspace_at_once_one_wins(rounds: int, memory: Path) -> None:
+    crowd(f"creating({str(memory)!r}, {rounds}, 6)")
 
 
 @pytest.mark.parametrize("rounds", [10, pytest.param(300, marks=LONG)])
-def test_those_who_open_a_workspace_of_dead_writers_at_once_agree(rounds: int, tmp_path: Path) -> None:
+def test_those_who_open_a_workspace_of_dead_writers_at_once_agree(rounds: int, memory: Path) -> None:
     seed = default_seed()
     print(f"seed {seed}")
-    crowd(f"recovering({str(tmp_path)!r}, {rounds}, 6, {seed})", tmp_path)
+    crowd(f"recovering({str(memory)!r}, {rounds}, 6, {seed})")
 
 
 @pytest.mark.parametrize("rounds", [40, pytest.param(2000, marks=LONG)])
-def test_nothing_is_acknowledged_in_a_workspace_that_is_deleted(rounds: int, tmp_path: Path) -> None:
-    crowd(f"deleting({str(tmp_path)!r}, {rounds})", tmp_path)
+def test_nothing_is_acknowledged_in_a_workspace_that_is_deleted(rounds: int, memory: Path) -> None:
+    crowd(f"deleting({str(memory)!r}, {rounds})")
 
 
 def test_a_writer_that_starts_while_its_workspace_is_deleted_is_not_believed(
@@ -78,6 +78,13 @@ def test_a_writer_that_starts_while_its_workspace_is_deleted_is_not_believed(
         return
     assert refused, "a step was acknowledged in a workspace that is gone"
     assert len(rc.open_workspace(tmp_path / "w").recent(1)) == 1
+
+
+@pytest.mark.parametrize("rounds", [6, pytest.param(300, marks=LONG)])
+def test_nobody_waits_for_a_process_that_is_stopped_while_it_recovers(rounds: int, memory: Path) -> None:
+    seed = default_seed()
+    print(f"seed {seed}")
+    crowd(f"stopping({str(memory)!r}, {rounds}, {seed})")
 
 
 def test_a_deleted_workspace_takes_no_new_writer(tmp_path: Path) -> None:
