@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from recollect.errors import WriterError
-from recollect.hot.files import os_errors, sync_folder, try_lock
+from recollect.hot.files import make_folder, os_errors, try_lock
 from recollect.hot.seal import seal
 from recollect.hot.segment import FACT, PAGE, Segment, Shape, new_header
 from recollect.hot.tails import TailLanes
@@ -54,9 +54,7 @@ class GrowingLog:
         self._count = 0
         self._unsynced: list[Segment] = []
         with os_errors("creating a writer in", folder):
-            # Without its parents: a workspace that was deleted meanwhile must not come back as a bare folder.
-            self.folder.mkdir()
-            sync_folder(folder)
+            make_folder(self.folder)
             # Locked before it has its name: whoever finds a lock that is free may take the writer for dead.
             lock_fd = try_lock(self.folder / ".lock.new")
             assert lock_fd is not None, "nobody else knows this name"

@@ -162,15 +162,6 @@ def live_writers(path: Path) -> list[int]:
     return out
 
 
-def _refuse_live_writers(name: str, path: Path) -> None:
-    """Raises WriterError while an agent writes to the workspace in `path`."""
-    alive = live_writers(path)
-    if alive:
-        raise WriterError(
-            f"workspace {name!r} has {len(alive)} live writers", remedy="Stop the agents that write to it first"
-        )
-
-
 def delete(path: Path) -> None:
     """Removes a workspace. Buffers that it was promoted to are not touched.
 
@@ -180,16 +171,15 @@ def delete(path: Path) -> None:
     """
     if not (path / "workspace.json").exists():
         describe(path)
-    _refuse_live_writers(path.name, path)
+    alive = live_writers(path)
+    if alive:
+        raise WriterError(
+            f"workspace {path.name!r} has {len(alive)} live writers",
+            remedy="Stop the agents that write to it first",
+        )
     grave = path.with_name(f".{path.name}.deleted.{uuid.uuid4().hex[:8]}")
     with os_errors("deleting workspace", path):
         path.rename(grave)
-        try:
-            # A writer that started since the first look holds its lock by now; one that had not got so far cannot.
-            _refuse_live_writers(path.name, grave)
-        except WriterError:
-            grave.rename(path)
-            raise
         sync_folder(path.parent)
         try:
             shutil.rmtree(grave)
