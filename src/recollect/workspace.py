@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from recollect.errors import ArgumentError, SchemaError
+from recollect.errors import ArgumentError, NotFound, SchemaError, StoreError
 from recollect.hot import home
 from recollect.hot.facts import check_facts, check_step_facts
 from recollect.hot.growing import Durability
 from recollect.hot.home import Description
+from recollect.hot.live import LiveSource
 from recollect.hot.recover import Recovery, recover
+from recollect.hot.resume import ResumePoint, resume_point
 from recollect.hot.store import HotStore
 from recollect.hot.writer import Writer
 from recollect.masking import Masker, keep
@@ -24,7 +27,7 @@ from recollect.recall import recent as recalled
 from recollect.recall.results import EpisodeRecord, Hits, nan_rewards
 from recollect.recall.window import with_predecessors
 from recollect.records.layout import Layout
-from recollect.schema import Schema
+from recollect.schema import Change, Schema
 from recollect.view import Cut, EpisodeKey, StepId, View
 
 if TYPE_CHECKING:
@@ -37,16 +40,21 @@ class WriterStats:
 
     Attributes:
         writer: its id; `agent` the name it was given.
-        rows, facts: what readers see.
-        durable_rows: rows that are known to survive power loss.
+        appended: rows ever appended.
+        visible: rows that can be read here.
+        durable: rows known to survive power loss, counted from the first one appended.
+        facts: facts that can be read here.
+        lost: rows that recovery found damaged after their writer's death, and cut off.
         live: whether it can still grow.
     """
 
     writer: int
     agent: str
-    rows: int
+    appended: int
+    visible: int
+    durable: int
     facts: int
-    durable_rows: int
+    lost: int
     live: bool
 
 
@@ -66,8 +74,12 @@ class WorkspaceStats:
     writers: tuple[WriterStats, ...]
 
 
+_live: weakref.WeakSet[Workspace] = weakref.WeakSet()
+
+
 class Workspace:
-    """The append-only log that live agents write to and recall from. Thread-safe; open it anew in every process.
+    """The append-only log that live agents write to and recall from. Thread-safe. A forked child may go on reading with
+    its parent's handle; its writers are its own.
 
     Get one from `create_workspace` or `open_workspace`.
 
@@ -80,33 +92,59 @@ class Workspace:
         self.name, self.path, self.id = description.name, description.path, description.id
         self.durability: Durability = description.durability
         self._mask = mask
-        self._lock = threading.Lock()
         self._store: HotStore | None = None
-        self._annotator: Writer | None = None
-        self._writers: list[Writer] = []
+        self.start_over()
+        _live.add(self)
         self.recovered: list[Recovery] = []
         if self.schema is not None:
-            self.recovered = recover(self.path / "log", self._hot().layout)
+            self.recovered = recover(self.path / "log", self._hot().layouts)
+
+    def start_over(self) -> None:
+        """In a forked child: the parent's writers are not this handle's, and nobody holds its lock."""
+        self._lock = threading.Lock()
+        self._annotator: Writer | None = None
+        self._writers: list[Writer] = []
 
     # -- schema --------------------------------------------------------------------------------------------
 
     @property
     def schema(self) -> Schema | None:
-        """The schema, None while nobody has fixed it."""
+        """The newest version of the schema, None while nobody has fixed it."""
         if self._store is not None:
+            self._store.layouts.refresh()
             return self._store.layout.schema
         return home.read_schema(self.path)
+
+    def evolve(self, schema: Schema) -> list[Change]:
+        """Makes `schema` the next version of the workspace's own. Everything written before stays readable.
+
+        Fields may be added that are optional or have a default, dtypes widened, required fields made optional or given
+        a default, episode facts added (`Schema.evolution`). From now on views have the new schema, in every process:
+        older rows read as null or the default where they lack a field. Writers that are open go on under the old
+        schema, new ones begin under the new. Durable when it returns.
+
+        Returns:
+            The changes, none where the workspace has that schema already.
+
+        Raises:
+            SchemaMismatch: a change that would lose values or change their meaning; each field is named.
+            SchemaError: the workspace has no schema yet.
+        """
+        if not isinstance(schema, Schema):
+            raise SchemaError("evolve() takes a Schema", value=schema, remedy="Wrap the fields: rc.Schema({...})")
+        return home.evolve_schema(self.path, schema)
 
     def _hot(self) -> HotStore:
         with self._lock:
             if self._store is None:
-                schema = home.read_schema(self.path)
-                if schema is None:
+                try:
+                    layouts = home.layouts(self.path)
+                except NotFound:
                     raise SchemaError(
                         f"workspace {self.name!r} has no schema yet",
                         remedy="Pass schema= to create_workspace() or to the first writer()",
-                    )
-                self._store = HotStore(self.path / "log", Layout.of(schema), self.name)
+                    ) from None
+                self._store = HotStore(self.path / "log", layouts, self.name)
             return self._store
 
     # -- writing -------------------------------------------------------------------------------------------
@@ -116,7 +154,7 @@ class Workspace:
 
         Args:
             agent: a name for people.
-            schema: fixes the schema of a workspace that has none; otherwise it must equal it.
+            schema: fixes the schema of a workspace that has none; otherwise it must equal its newest version.
             durability: the workspace's own when None.
 
         Raises:
@@ -129,11 +167,24 @@ class Workspace:
         chosen = durability or self.durability
         if chosen not in home.DURABILITIES:
             raise ArgumentError("unknown durability", value=chosen, remedy=f"One of {', '.join(home.DURABILITIES)}")
+        layouts = self._hot().layouts
+        layouts.refresh()
         writer = Writer(
-            self.path / "log", self._hot().layout, agent=self._mask(agent), durability=chosen, mask=self._mask
+            self.path / "log",
+            layouts.newest,
+            agent=self._mask(agent),
+            durability=chosen,
+            mask=self._mask,
+            find=self._resume_point,
         )
         self._writers = [w for w in self._writers if w.is_open] + [writer]
         return writer
+
+    def _resume_point(self, target: str | EpisodeKey | StepId, layout: Layout) -> ResumePoint:
+        store = self._hot()
+        key = recalled.resolve(store, store.cut(), target)
+        recalled.require_episode(store, key, target)
+        return resume_point(store, key, layout)
 
     def annotate(self, target: str | EpisodeKey | StepId, **facts: Any) -> StepId:
         """Adds late facts about an episode (by id or key) or a step (by StepId). The newest wins, all are kept.
@@ -186,6 +237,25 @@ class Workspace:
         """An immutable view of everything published now, or of an earlier cut."""
         return self._hot().view(cut)
 
+    def live(self, last: int | None = None) -> LiveSource:
+        """A source of views that grow: pass it to a `Loader`, and each batch is drawn from what is published by then.
+
+        A row's slot never changes. A refresh costs what the new rows cost, and one look at each live writer's counter
+        when there are none. The source belongs to one loader or thread.
+
+        Args:
+            last: only the newest so many rows, in the order in which they arrived here, may be read and drawn; what
+                was there before is ordered by time. A step whose frame stack reaches back to older rows is not
+                drawn. All rows when None.
+
+        Raises:
+            ArgumentError: `last` is no whole number of at least 1.
+            SchemaError: the workspace has no schema yet.
+        """
+        if last is not None and (not isinstance(last, int) or isinstance(last, bool) or last < 1):
+            raise ArgumentError("last is a whole number of at least 1", value=last)
+        return LiveSource(self._hot(), last)
+
     def view_with_predecessors(self, cut: Cut) -> View:
         """A view that holds the rows of `cut`, and those before them that their frame stacks reach back to."""
         return self._hot().view(with_predecessors(self._hot(), cut))
@@ -195,9 +265,10 @@ class Workspace:
         if self.schema is None:
             return WorkspaceStats(0, 0, 0, 0, 0, 0, 0, 0, _disk_bytes(self.path), ())
         store = self._hot()
+        alive = set(home.live_writers(self.path))  # before the logs: a log that is sealed since is not live
         view = store.view()
+        stops = {e.writer: e.stop for e in view.cut.extents}
         logs = [store.logs[w] for w in sorted(store.logs)]
-        alive = set(home.live_writers(self.path))
         return WorkspaceStats(
             rows=len(view.rows),
             steps=int((~view.episodes.is_final).sum()),
@@ -209,7 +280,16 @@ class Workspace:
             nan_rewards=nan_rewards(view),
             disk_bytes=_disk_bytes(self.path),
             writers=tuple(
-                WriterStats(log.writer, log.agent, log.rows, log.facts, log.durable_rows, log.writer in alive)
+                WriterStats(
+                    writer=log.writer,
+                    agent=log.agent,
+                    appended=log.rows,
+                    visible=stops.get(log.writer, 0),
+                    durable=log.durable_rows,
+                    facts=log.facts,
+                    lost=0 if log.lost is None else log.lost[1] - log.lost[0],
+                    live=log.writer in alive and not log.sealed,
+                )
                 for log in logs
             ),
         )
@@ -303,7 +383,12 @@ def create_workspace(
 
 def open_workspace(name: str | os.PathLike[str], *, mask: Masker = keep) -> Workspace:
     """Opens a workspace, and seals the logs of writers that have died. Raises NotFound."""
-    return Workspace(home.describe(home.workspace_path(name)), mask)
+    path = home.workspace_path(name)
+    try:
+        return Workspace(home.describe(path), mask)
+    except (FileNotFoundError, StoreError):
+        home.describe(path)  # it may have been deleted meanwhile
+        raise
 
 
 def list_workspaces() -> list[str]:
@@ -323,3 +408,11 @@ def delete_workspace(name: str | os.PathLike[str]) -> None:
 
 def _disk_bytes(path: Path) -> int:
     return sum(p.stat().st_blocks * 512 for p in path.rglob("*") if p.is_file())
+
+
+def _after_fork() -> None:
+    for workspace in list(_live):
+        workspace.start_over()
+
+
+os.register_at_fork(after_in_child=_after_fork)

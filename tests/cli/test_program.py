@@ -36,6 +36,8 @@ FAILURES: list[tuple[str, int, str, str]] = [
     ("workspace create w --schema {tmp}/none.toml", 4, "not_found", "none.toml"),
     ("workspace create w --schema {tmp}/bad.toml", 3, "schema", "bad.toml"),
     ("workspace create w --schema {tmp}/odd.toml", 3, "schema", "quaternion"),
+    ("workspace evolve nope --schema {tmp}/odd.toml", 3, "schema", "quaternion"),
+    ("workspace evolve live --schema {tmp}/none.toml", 4, "not_found", "none.toml"),
     ("workspace create {tmp}/file/w", 7, "store", "file/w"),
     ("workspace create w --env Nope-v1", 4, "not_found", "Nope"),
     ("workspace create w --env no_such_module:Nope-v1", 11, "missing_dependency", "no_such_module"),
@@ -164,7 +166,7 @@ COMMANDS = list(_commands(typer.main.get_command(program_module.app)))
 
 def test_the_nouns_are_those_of_the_design() -> None:
     assert {" ".join(path) for path, c in COMMANDS if path and not hasattr(c, "commands")} == {
-        "workspace create", "workspace list", "workspace show", "workspace delete",
+        "workspace create", "workspace list", "workspace show", "workspace evolve", "workspace delete",
         "snapshot", "log", "tail", "doctor", "demo",
     }  # fmt: skip
 

@@ -147,3 +147,39 @@ def test_a_damaged_workspace_is_listed_and_can_be_deleted(cli: Cli, live: list[s
     assert cli("workspace", "show", "live").code == 9
     assert cli("workspace", "delete", "live", "--yes", "--json").document["rows"] is None
     assert rc.list_workspaces() == ["whole"]
+
+
+def test_evolve_makes_the_next_version_and_says_what_changed(cli: Cli, live: list[str], tmp_path: Path) -> None:
+    fields = {leaf.path: leaf.field for leaf in SCHEMA.leaves}
+    later = rc.Schema({**fields, "action": rc.Tensor("int64", optional=True), "mood": rc.Text(default="calm")})
+    (tmp_path / "later.toml").write_text(later.to_toml())
+    ran = cli("workspace", "evolve", "live", "--schema", tmp_path / "later.toml", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    made = ran.document
+    assert [(c["kind"], c["path"]) for c in made["changes"]] == [("made_optional", "action"), ("field_added", "mood")]
+    assert made["name"] == "live" and made["schema"]["fingerprint"] == later.fingerprint
+    assert made["schema"]["step"]["mood"]["default"] == "calm"
+    again = cli("workspace", "evolve", "live", "--schema", tmp_path / "later.toml")
+    assert (again.code, again.out) == (0, f"workspace live has that schema already ({later.fingerprint})\n")
+    with rc.open_workspace("live") as ws:
+        assert [s["mood"] for s in ws.recent(2)] == ["calm", "calm"]
+    assert "'calm'" in cli("workspace", "show", "live").out
+
+
+def test_evolve_prints_each_change_on_a_line(cli: Cli, live: list[str], tmp_path: Path) -> None:
+    fields = {leaf.path: leaf.field for leaf in SCHEMA.leaves}
+    later = rc.Schema({**fields, "reward": rc.Tensor("float64")}, episode={"task": rc.Text()})
+    (tmp_path / "later.toml").write_text(later.to_toml())
+    ran = cli("workspace", "evolve", "live", "--schema", tmp_path / "later.toml")
+    assert ran.out.splitlines()[0] == "field 'reward' widened from float32 to float64"
+    assert ran.out.splitlines()[-1] == f"workspace live evolved with 2 changes ({later.fingerprint})"
+
+
+def test_evolve_refuses_what_would_lose_values(cli: Cli, live: list[str], tmp_path: Path) -> None:
+    fields = {leaf.path: leaf.field for leaf in SCHEMA.leaves if leaf.path != "note"}
+    (tmp_path / "less.toml").write_text(rc.Schema(fields).to_toml())
+    ran = cli("workspace", "evolve", "live", "--schema", tmp_path / "less.toml", "--json")
+    assert (ran.code, ran.error["kind"]) == (3, "schema_mismatch")
+    assert "'note' is gone" in ran.error["message"]
+    cli("workspace", "create", "blank")
+    assert cli("workspace", "evolve", "blank", "--schema", tmp_path / "less.toml").code == 3

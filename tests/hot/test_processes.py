@@ -17,8 +17,10 @@ import pytest
 
 import recollect as rc
 from recollect import errors
+from recollect.hot.layouts import Layouts
 from recollect.hot.recover import recover
 from recollect.records.layout import Layout
+from recollect.view import Extent
 from tests.support import all_ids, python, rows_of, run_python
 
 SCHEMA = rc.Schema(
@@ -164,7 +166,7 @@ def test_acknowledged_steps_survive_kill_9_once_in_order_with_equal_values(kills
             assert got, "the writer was killed before its first append"
         (writer,) = {w for w, *_ in got} or {r.writer for r in ws.recovered}
         assert [r.writer for r in ws.recovered] == [writer]
-        assert ws.recovered[0].lost_rows == 0 and not ws.recovered[0].verified
+        assert ws.recovered[0].lost is None
         assert rc.open_workspace("w").recovered == []
         ws.close()
     view = rc.open_workspace("w").view()
@@ -202,15 +204,16 @@ def test_a_log_copied_elsewhere_is_verified_frame_by_frame(tmp_path: Path) -> No
     layout = Layout.of(SCHEMA)
     from recollect.hot.segment import Segment
 
-    at = Segment.open_(segment, layout).records_at + 25 * layout.itemsize + layout.offset("/observation")
+    layouts = Layouts({1: SCHEMA}.get)
+    at = Segment.open_(segment, layouts).records_at + 25 * layout.itemsize + layout.offset("/observation")
     raw = bytearray(segment.read_bytes())
     raw[at] ^= 0xFF
     segment.write_bytes(raw)
     other = rc.open_workspace(copied)
-    assert [(r.rows, r.lost_rows, r.verified) for r in other.recovered] == [(25, 15, True)]
+    assert [(r.rows, r.lost, r.lost_rows) for r in other.recovered] == [(25, Extent(writer.id, 25, 40), 15)]
     assert len(other.view().rows) == 25
     assert len(ws.view().rows) == 40
-    assert recover(copied / "log", layout) == []
+    assert recover(copied / "log", layouts) == []
 
 
 def test_a_forked_writer_raises_and_its_parent_goes_on() -> None:
@@ -249,21 +252,21 @@ def test_sync_marks_rows_durable(durability: Any) -> None:
         for i in range(5):
             episode.append(observation=[0, 0, 0], reward=0.0, uid=i)
             if durability == "step":
-                assert ws.stats().writers[0].durable_rows == i + 1
+                assert ws.stats().writers[0].durable == i + 1
         if durability == "process":
-            assert ws.stats().writers[0].durable_rows == 0
+            assert ws.stats().writers[0].durable == 0
         if durability == "interval":
             stop = time.monotonic() + 10
-            while ws.stats().writers[0].durable_rows < 5:
+            while ws.stats().writers[0].durable < 5:
                 assert time.monotonic() < stop, "the interval flush never came"
                 time.sleep(0.02)
         writer.sync()
-        assert ws.stats().writers[0].durable_rows == 5
+        assert ws.stats().writers[0].durable == 5
         episode.append(observation=[0, 0, 0], reward=0.0, uid=9)
         if durability == "process":
-            assert ws.stats().writers[0].durable_rows == 5
+            assert ws.stats().writers[0].durable == 5
         writer.close()
-        assert ws.stats().writers[0].durable_rows == ws.stats().writers[0].rows
+        assert ws.stats().writers[0].durable == ws.stats().writers[0].visible
 
 
 def test_a_failed_flush_poisons_the_writer_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,10 +220,10 @@ def test_stats_count_everything() -> None:
         assert (stats.episodes, stats.facts, stats.nan_rewards) == (5, 2, 1)
         assert stats.disk_bytes > 7 * 64
         (mine,) = stats.writers
-        assert (mine.writer, mine.agent, mine.rows, mine.facts, mine.live) == (writer.id, "actor-0", 7, 2, True)
+        assert (mine.writer, mine.agent, mine.visible, mine.facts, mine.live) == (writer.id, "actor-0", 7, 2, True)
         writer.close()
         (mine,) = rc.open_workspace("w").stats().writers
-        assert (mine.live, mine.rows, mine.durable_rows) == (False, 8, 8)
+        assert (mine.live, mine.appended, mine.visible, mine.durable) == (False, 8, 8, 8)
 
 
 # -- workspaces ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`recollect workspace create | list | show | delete`."""
+"""`recollect workspace create | list | show | evolve | delete`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from recollect.errors import ArgumentError, CorruptionError
 
 if TYPE_CHECKING:
     from recollect.hot.home import Description
+    from recollect.hot.recover import Recovery
     from recollect.schema import Schema
     from recollect.workspace import Workspace, WorkspaceStats
 
 Durability: TypeAlias = Literal["process", "interval", "step"]
 Preset: TypeAlias = Literal["llm-agent"]
 
-app = typer.Typer(help="Create, list, show and delete workspaces.", no_args_is_help=True)
+app = typer.Typer(help="Create, list, show, evolve and delete workspaces.", no_args_is_help=True)
 
 
 @app.command("create")
@@ -118,7 +119,7 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
             counts: dict[str, Any] = plain(stats)
             for writer in counts["writers"]:
                 writer["writer"] = str(writer["writer"])
-            sealed = [plain(r) | {"writer": str(r.writer)} for r in ws.recovered]
+            sealed = [plain(r) | {"writer": str(r.writer), "lost": _lost_ids(r)} for r in ws.recovered]
             out.document(_identity(ws) | {"schema": _describe(schema), "stats": counts, "recovered": sealed})
             return
         for label, text in (("workspace", ws.name), ("id", ws.id), ("path", ws.path), ("durability", ws.durability)):
@@ -126,8 +127,18 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
         _show_schema(out, schema)
         _show_stats(out, stats)
         for r in ws.recovered:
-            lost = f", {count(r.lost_rows, 'damaged row')} cut off" if r.lost_rows else ""
-            out.note(f"writer {r.writer} had died: its log is sealed at {count(r.rows, 'row')}{lost}")
+            ids = _lost_ids(r)
+            lost = f"; {count(r.lost_rows, 'damaged row')} cut off, {ids[0]} to {ids[1]}" if ids else ""
+            facts = f"; {count(r.lost_facts, 'damaged fact')} cut off" if r.lost_facts else ""
+            out.note(f"writer {r.writer} had died: its log is sealed at {count(r.rows, 'row')}{lost}{facts}")
+
+
+def _lost_ids(recovery: Recovery) -> tuple[str, str] | None:
+    """The first and the last id that recovery cut off."""
+    from recollect.view import StepId
+
+    lost = recovery.lost
+    return None if lost is None else (str(StepId(lost.writer, lost.start)), str(StepId(lost.writer, lost.stop - 1)))
 
 
 def _show_schema(out: Output, schema: Schema | None) -> None:
@@ -141,10 +152,12 @@ def _show_schema(out: Output, schema: Schema | None) -> None:
         shape = "x".join(map(str, getattr(field, "shape", ()))) or "-"
         if getattr(field, "stack", 1) > 1:
             shape = f"{field.stack} planes of {shape}"
-        rows.append((leaf.path, field.type, dtype, shape, leaf.role or "-", "yes" if field.optional else "no"))
+        default = getattr(field, "default", None)
+        shown = "-" if default is None else repr(default)
+        rows.append((leaf.path, field.type, dtype, shape, leaf.role or "-", "yes" if field.optional else "no", shown))
     out.line(f"{'schema':<12}{schema.fingerprint}")
     out.line(f"{'facts':<12}{', '.join(schema.episode)}")
-    out.table("", ("field", "type", "dtype", "shape", "role", "optional"), rows)
+    out.table("", ("field", "type", "dtype", "shape", "role", "optional", "default"), rows)
 
 
 def _show_stats(out: Output, stats: WorkspaceStats) -> None:
@@ -161,20 +174,47 @@ def _show_stats(out: Output, stats: WorkspaceStats) -> None:
     if stats.writers:
         out.table(
             "",
-            ("writer", "agent", "visible rows", "durable rows", "facts", "live"),
+            ("writer", "agent", "appended", "visible", "durable", "facts", "live"),
             [
                 (
                     str(w.writer),
                     w.agent or "-",
-                    f"{w.rows:,}",
-                    f"{w.durable_rows:,}",
+                    f"{w.appended:,}",
+                    f"{w.visible:,}",
+                    f"{w.durable:,}",
                     f"{w.facts:,}",
                     "yes" if w.live else "no",
                 )
                 for w in stats.writers
             ],
-            right=("writer", "visible rows", "durable rows", "facts"),
+            right=("writer", "appended", "visible", "durable", "facts"),
         )
+
+
+@app.command("evolve")
+def evolve(
+    context: typer.Context,
+    name: Name,
+    schema: Annotated[
+        Path, typer.Option(metavar="FILE.toml", help="Read the new schema from this TOML file.", show_default=False)
+    ],
+    json: Json = False,
+) -> None:
+    """Give a workspace the next version of its schema. What was written before stays readable."""
+    from recollect.schema import Schema
+    from recollect.workspace import open_workspace
+
+    out = Output(context, json)
+    wanted = Schema.from_toml(schema)
+    with open_workspace(name) as ws:
+        changes = ws.evolve(wanted)
+        if out.json:
+            out.document(_identity(ws) | {"schema": _describe(ws.schema), "changes": plain(changes)})
+            return
+        for change in changes:
+            out.line(change.text)
+        made = f"evolved with {count(len(changes), 'change')}" if changes else "has that schema already"
+        out.line(f"workspace {ws.name} {made} ({wanted.fingerprint})")
 
 
 @app.command("delete")

@@ -106,6 +106,8 @@ def _leaf_array(layout: Layout, block: Block, records: NDArray[np.void], leaf: L
         index = np.ascontiguousarray(held)
         if nulls is None and len(index) and (np.diff(index) == 1).all():
             data = region[index[0] : index[0] + len(index)]
+        elif not len(region):  # every row is null
+            data = np.zeros((len(index), *region.shape[1:]), region.dtype)
         else:
             data = region[np.maximum(index, 0)]
         return _fixed(np.ascontiguousarray(data).reshape(-1), kind, nulls)

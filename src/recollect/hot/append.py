@@ -109,7 +109,8 @@ class StepAppender:
                 ):
                     target[row] = value
                 else:
-                    target[row] = self._cast(name, value, dtype, shape, ints)
+                    given = value if value is not MISSING else self._left_out(name, values)
+                    target[row] = self._cast(name, given, dtype, shape, ints)
             extra = 0
             heap_at = log.heap_used
             if prepared is not None:
@@ -157,18 +158,34 @@ class StepAppender:
         """Keeps the observation that waits behind an episode's newest step, as its final row; frees its tail slots."""
         log = self.log
         if episode.pending:
-            log.reserve(rows=1, planes=1)
-            self._put_tail_row(episode, log.rows, log.now(), {})
-            log.rows += 1
+            tail, slot = log.tails.slot(episode)
+            self.put_observation(episode, tail.records[slot : slot + 1], tail.planes)
             episode.pending = False
-            log.publish()
         log.tails.give_back(episode)
         episode.ended = True
 
+    def put_observation(
+        self, episode: OpenEpisode, record: NDArray[np.void], planes: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Writes and publishes a row of its own for the observation after an episode's newest step. `record` `[1]`
+        holds it, and where in `planes` its wide fields lie."""
+        log = self.log
+        log.reserve(rows=1, planes=1)
+        self._put_observation_row(episode, log.rows, log.now(), {}, record, planes)
+        log.rows += 1
+        log.publish()
+
     # -- checking ------------------------------------------------------------------------------------------
 
+    def _left_out(self, name: str, values: Mapping[str, Any]) -> Any:
+        """The default of a field that the caller left out. Raises FieldError where it has none."""
+        if name not in self.fields.defaults:
+            raise self.fields.missing(name)
+        self.fields.check_names(values)  # as many names as fields no longer means that every name is a field's
+        return self.fields.defaults[name]
+
     def _cast(self, name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...], ints: bool) -> Any:
-        if value is MISSING or value is None:
+        if value is None:
             raise self.fields.missing(name)
         if ints and type(value) is int:
             info = np.iinfo(dtype)
@@ -266,20 +283,28 @@ class StepAppender:
         records = self.log.records
         records[row + 1] = records[row]
         taken = {leaf.path: int(records[column(leaf.path)][row] >= 0) for leaf in self.log.layout.wide}
-        self._put_tail_row(episode, row, now, taken)
+        tail, slot = self.log.tails.slot(episode)
+        self._put_observation_row(episode, row, now, taken, tail.records[slot : slot + 1], tail.planes)
         return row + 1
 
-    def _put_tail_row(self, episode: OpenEpisode, row: int, now: int, taken: Mapping[str, int]) -> None:
-        """Writes the waiting observation as a row. `taken` planes were written already but are not counted yet."""
+    def _put_observation_row(
+        self,
+        episode: OpenEpisode,
+        row: int,
+        now: int,
+        taken: Mapping[str, int],
+        source: NDArray[np.void],
+        planes: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """Writes an observation as a row. `taken` planes were written already but are not counted yet."""
         log = self.log
-        tail, slot = log.tails.slot(episode)
-        record = tail.records[slot : slot + 1].copy()
+        record = source.copy()
         extra = 0
         for leaf in log.layout.wide:
             if leaf.is_observation and int(record[column(leaf.path)][0]) >= 0:
                 plane = log.planes[leaf.path] + taken.get(leaf.path, 0)
                 region = log.segment.planes[leaf.path]
-                region[plane] = tail.planes[leaf.path][slot]
+                region[plane] = planes[leaf.path][int(source[column(leaf.path)][0])]
                 record[column(leaf.path)] = plane
                 extra = _crc32(region[plane], extra)
                 log.planes[leaf.path] += 1
@@ -307,10 +332,9 @@ class StepAppender:
         log.rows = row + 1
 
     def _put_tail(self, episode: OpenEpisode, observed: Any, now: int, seq: int) -> None:
-        """Leaves the observation after the newest step in the episode's other tail slot."""
+        """Leaves the observation after the newest step in a tail slot."""
         tails = self.log.tails
-        episode.turn ^= 1
-        tail, slot = tails.slot(episode)
+        tail, slot = tails.next_slot(episode)
         if self._simple is not None:
             tail.records[self._simple[1]][slot] = observed
         else:

@@ -272,19 +272,17 @@ def _copy_tail(log: GrowingLog, state: OpenEpisode, target: NDArray[np.void], ro
 def _write_tails(
     log: GrowingLog, fields: FieldWriters, rows: Rows, waits: NDArray[np.int64], now: int, seqs: NDArray[np.int64]
 ) -> None:
-    """Leaves the next observations of the rows `waits` in their episodes' other tail slots."""
-    files: dict[int, tuple[list[int], list[int]]] = {}
+    """Leaves the next observations of the rows `waits` in tail slots."""
+    files: dict[TailFile, tuple[list[int], list[int]]] = {}
     for i in waits.tolist():
         state = rows.states[rows.which[i]]
-        state.turn ^= 1
         state.pending = True
-        assert state.lane is not None
-        file, lane = divmod(state.lane, log.tails.per_file)
+        file, slot = log.tails.next_slot(state)
         slots, members = files.setdefault(file, ([], []))
-        slots.append(2 * lane + state.turn)
+        slots.append(slot)
         members.append(i)
     for file, (slots, members) in files.items():
-        _fill_tails(log, fields, log.tails.files[file], np.array(slots), np.array(members), rows, now, seqs)
+        _fill_tails(log, fields, file, np.array(slots), np.array(members), rows, now, seqs)
 
 
 def _fill_tails(

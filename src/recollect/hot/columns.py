@@ -48,12 +48,15 @@ def take_columns(
     out: dict[str, Values] = {}
     stacks: dict[str, NDArray[Any]] = {}
     for leaf in fields.schema.leaves:
-        value = fields.take(columns, leaf)
+        value, mask = fields.take(columns, leaf), (valid or {}).get(leaf.path)
+        if value is MISSING and leaf.path in fields.defaults:
+            out[leaf.path] = _default(fields, leaf, n, mask, rows)
+            continue
         if value is MISSING or value is None:
             if not leaf.field.optional:
                 raise fields.missing(leaf.path)
             continue
-        out[leaf.path] = _column(fields, leaf, value, n, (valid or {}).get(leaf.path), rows)
+        out[leaf.path] = _column(fields, leaf, value, n, mask, rows)
         if isinstance(leaf.field, Frames) and leaf.field.stack > 1:
             before, after = _older(leaf, out[leaf.path], which, histories)
             out[leaf.path] = _newest(leaf, out[leaf.path], before)
@@ -84,6 +87,9 @@ def take_observation(
     out = {}
     for leaf in leaves:
         value = fields.take(nested, leaf)
+        if value is MISSING and leaf.path in fields.defaults:
+            out[leaf.path] = _default(fields, leaf, n, None, rows)
+            continue
         if value is MISSING or value is None:
             if not leaf.field.optional:
                 raise fields.missing("next_" + leaf.path)
@@ -132,12 +138,29 @@ def _column(fields: FieldWriters, leaf: Leaf, value: Any, n: int, valid: Any, ro
     dtype = np.dtype(field.dtype)  # type: ignore[union-attr]
     if array.dtype != dtype:
         array = cast_dtype(array, dtype, leaf.path, literal=not isinstance(value, np.ndarray))
-    mask = None
-    if valid is not None:
-        mask = np.asarray(valid, np.bool_)
-        if not field.optional and not mask.all():
-            raise FieldError(f"field {leaf.path!r} is not optional, so valid= may not leave rows out")
-    return Values(array, mask)
+    return Values(array, _mask(leaf, valid))
+
+
+def _mask(leaf: Leaf, valid: Any) -> NDArray[np.bool_] | None:
+    if valid is None:
+        return None
+    mask = np.asarray(valid, np.bool_)
+    if not leaf.field.optional and not mask.all():
+        raise FieldError(f"field {leaf.path!r} is not optional, so valid= may not leave rows out")
+    return mask
+
+
+def _default(fields: FieldWriters, leaf: Leaf, n: int, valid: Any, rows: NDArray[np.int64] | None) -> Values:
+    """The column of a field that was left out: its default in every row."""
+    default, mask = fields.defaults[leaf.path], _mask(leaf, valid)
+    count = n if rows is None else len(rows)
+    if not is_heap(leaf.field):
+        return Values(np.broadcast_to(default, (count, *default.shape)), mask)
+    lengths = np.full(count, len(default), np.int64)
+    if mask is not None:
+        lengths[~mask] = 0
+    data = np.frombuffer(default * int((lengths > 0).sum()), np.uint8)
+    return Values(data, mask, lengths)
 
 
 def _check_length(name: str, have: int, n: int) -> None:

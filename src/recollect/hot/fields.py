@@ -12,6 +12,7 @@ from recollect.errors import FieldError
 from recollect.masking import Masker, mask_json
 from recollect.records.layout import NO_PLANE, Layout, column
 from recollect.schema import Leaf, Schema
+from recollect.schema.defaults import stored_default
 from recollect.schema.fields import Frames, Json, Ragged, Tensor, Text, is_heap, is_inline, is_wide
 from recollect.schema.values import cast_array, check_text, dump_json
 from recollect.view import EpisodeKey
@@ -29,13 +30,12 @@ class OpenEpisode:
         step: index of the next step.
         ended: whether a terminated or truncated step closed it.
         judged: whether a status was given, so that leaving it is not an interruption.
-        lane: its pair of tail slots, None before it needs one.
-        turn: which slot of the pair holds the newest tail.
-        pending: whether that slot holds the observation after the newest step.
+        lane: its tail slots, None before it needs them.
+        pending: whether the newest of them holds the observation after the newest step.
         history: frames path → the newest `stack - 1` planes, oldest first.
     """
 
-    __slots__ = ("ended", "history", "id", "judged", "key", "lane", "pending", "step", "turn")
+    __slots__ = ("ended", "history", "id", "judged", "key", "lane", "pending", "step")
 
     def __init__(self, key: EpisodeKey) -> None:
         self.key = key
@@ -44,7 +44,6 @@ class OpenEpisode:
         self.ended = False
         self.judged = False
         self.lane: int | None = None
-        self.turn = 0
         self.pending = False
         self.history: dict[str, list[NDArray[Any]]] = {}
 
@@ -78,6 +77,10 @@ class FieldWriters:
                 )
             else:
                 self.rich.append(leaf)
+        self.defaults: dict[str, Any] = {
+            leaf.path: value for leaf in schema.leaves if (value := stored_default(leaf.field)) is not None
+        }
+        """Leaf path → what is stored where the field is left out: an array, or heap bytes."""
         self.tailed = bool(schema.observations) and not any(is_heap(leaf.field) for leaf in schema.observations)
         self.blank = np.zeros(1, layout.dtype)
         for leaf in layout.inline:
@@ -141,12 +144,16 @@ class FieldWriters:
 
     def missing(self, path: str) -> FieldError:
         return FieldError(
-            f"field {path!r} is missing", remedy="Pass it, or declare it optional=True if it can be unknown"
+            f"field {path!r} is missing",
+            remedy="Pass it, or declare it optional=True if it can be unknown, or give it a default=",
         )
 
     def encode(self, leaf: Leaf, value: Any) -> Any:
-        """A heap value's bytes, or a tensor's or embedding's array. None stays None where the field allows it."""
+        """A heap value's bytes, or a tensor's or embedding's array; the default where nothing was given and the field
+        has one. None stays None where the field allows it."""
         field = leaf.field
+        if value is MISSING and leaf.path in self.defaults:
+            return self.defaults[leaf.path]
         if value is None or value is MISSING:
             if not field.optional:
                 raise self.missing(leaf.path)

@@ -6,11 +6,14 @@ import contextlib
 import errno
 import fcntl
 import functools
+import mmap
 import os
+import resource
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from recollect.errors import DiskFull, StoreError
+from recollect.errors import ConflictError, DiskFull, StoreError
 
 NETWORK_FILE_SYSTEMS = frozenset(
     [
@@ -51,6 +54,38 @@ def sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def sync_file(path: Path) -> None:
+    """Flushes a file that any process wrote. Raises StoreError."""
+    with os_errors("syncing", path):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def map_for_reading(path: Path) -> tuple[mmap.mmap | None, int]:
+    """A file's bytes and its size; None for an empty file.
+
+    A map holds a descriptor, and a workspace of many writers needs many: where the process may not open more, its soft
+    limit is raised as far as the hard one. Raises OSError.
+    """
+    for attempt in range(2):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                size = os.fstat(fd).st_size
+                return (mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else None), size
+            finally:
+                os.close(fd)
+        except OSError as e:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            if e.errno != errno.EMFILE or attempt or soft == hard:
+                raise
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise AssertionError("unreachable")
 
 
 def make_folder(path: Path) -> None:
@@ -111,13 +146,55 @@ def try_lock(path: Path) -> int | None:
     return fd
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the file's exclusive flock. Two that ask at once do not take each other for it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def lock_when_free(path: Path) -> int | None:
+    """As `try_lock`, but passing over those that only ask whether it is held."""
+    for _ in range(50):
+        fd = try_lock(path)
+        if fd is not None or is_locked(path):
+            return fd
+        time.sleep(0.002)
+    return None
+
+
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the file's exclusive flock, waiting for it."""
+def locked(path: Path, wait_s: float, *, shared: bool = False) -> Iterator[int]:
+    """Holds the file's flock, exclusive unless `shared`; gives its descriptor.
+
+    Raises:
+        ConflictError: another process held it all the time.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        end = time.monotonic() + wait_s
+        pause = 0.001
+        while True:
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise ConflictError(
+                        f"another process has held {str(path)!r} for {wait_s:.0f} s",
+                        remedy="Wait for it to end, or end it if it is stopped, and try again",
+                    ) from None
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        yield fd
     finally:
         os.close(fd)
 

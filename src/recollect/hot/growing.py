@@ -16,10 +16,10 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from recollect.errors import WriterError
-from recollect.hot.files import make_folder, os_errors, try_lock
-from recollect.hot.seal import seal
-from recollect.hot.segment import FACT, PAGE, Segment, Shape, new_header
+from recollect.errors import NotFound, StoreError, WriterError
+from recollect.hot.files import locked, os_errors, sync_folder, try_lock
+from recollect.hot.seal import Seal, seal
+from recollect.hot.segment import FACT, PAGE, VALUES, Segment, Shape, new_header
 from recollect.hot.tails import TailLanes
 from recollect.records.layout import Layout
 from recollect.view import EpisodeKey, StepId
@@ -27,6 +27,8 @@ from recollect.view import EpisodeKey, StepId
 Durability: TypeAlias = Literal["process", "interval", "step"]
 SEGMENT_BYTES = (1 << 20, 4 << 20, 16 << 20, 64 << 20)
 """Target sizes of a writer's first segments; the last one is used from then on."""
+GATE, GATE_WAIT_S = ".gate", 30.0
+"""A file that starting writers lock shared and a deletion locks alone, and how long either waits for the other."""
 ROWS_PER_APPEND = 3
 """Most rows that one append writes: a contradicted tail, the step, its final row."""
 
@@ -48,24 +50,20 @@ class GrowingLog:
         self.agent, self.layout, self.durability = agent, layout, durability
         self.folder = folder / f"{self.id:016x}"
         self.lock = threading.RLock()
+        self._synced = threading.Condition(self.lock)
+        self._syncing = False
         self.unusable: str | None = None
         self.first_row = self.first_fact = 0
         self.last_time = 0
         self._count = 0
         self._unsynced: list[Segment] = []
-        with os_errors("creating a writer in", folder):
-            make_folder(self.folder)
-            # Locked before it has its name: whoever finds a lock that is free may take the writer for dead.
-            lock_fd = try_lock(self.folder / ".lock.new")
-            assert lock_fd is not None, "nobody else knows this name"
-            (self.folder / ".lock.new").rename(self.folder / "lock")
-        self._lock_fd = lock_fd
+        self._lock_fd = _make_locked(self.folder)
         self.tails = TailLanes(self.folder, layout)
         self.segment: Segment
         try:
             self._start(Shape.fitting(layout, SEGMENT_BYTES[0]))
         except BaseException:
-            os.close(lock_fd)
+            os.close(self._lock_fd)
             raise
 
     # -- segments ------------------------------------------------------------------------------------------
@@ -133,13 +131,16 @@ class GrowingLog:
                 f"writer {self.id} may not write: {self.unusable}", remedy="Open a new one with ws.writer()"
             )
 
-    def append_fact(self, key: EpisodeKey, step: StepId | None, values: Mapping[str, Any]) -> StepId:
+    def append_fact(
+        self, key: EpisodeKey, step: StepId | None, values: Mapping[str, Any], *, kind: int = VALUES
+    ) -> StepId:
         """Writes and publishes checked facts; returns the fact's own id."""
         body = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
         self.reserve(facts=1, heap_bytes=len(body))
         at, row = self.heap_used, self.facts
         self.segment.heap[at : at + len(body)] = np.frombuffer(body, np.uint8)
         fact = np.zeros(1, FACT)
+        fact["kind"] = kind
         fact["writer"], fact["seq"], fact["time"] = self.id, self.first_fact + row, self.now()
         fact["episode_writer"], fact["episode"] = key
         fact["step_writer"], fact["step_seq"] = step if step is not None else (-1, -1)
@@ -157,21 +158,31 @@ class GrowingLog:
         """Returns when everything published is on stable storage. Any failure makes the log unusable: after a failed
         flush the kernel may count pages as clean that never reached the disk, so no later flush could be believed."""
         with self.lock:
+            while self._syncing:  # one at a time: each keeps the tails that it covers until the next has completed
+                self._synced.wait()
             self.check()
-            segments, tails = list(self._unsynced), list(self.tails.files)
+            segments, tails = [(s, s.word) for s in self._unsynced], list(self.tails.files)
             newest = self.segment
+            self.tails.sync_begins()
+            self._syncing = True
         try:
             with os_errors("syncing", self.folder):
                 for tail in tails:
                     tail.sync()
-                for segment in segments:
-                    segment.sync()
+                for segment, word in segments:
+                    segment.sync(word)
         except BaseException:
             self.unusable = "a sync failed, so its unsynced steps may not survive a power cut"
+            with self.lock:
+                self._syncing = False
+                self._synced.notify_all()
             raise
         with self.lock:
-            done = [s for s in segments if s is not newest]
+            self.tails.sync_completed()
+            done = [s for s, _ in segments if s is not newest]
             self._unsynced = [s for s in self._unsynced if s not in done]
+            self._syncing = False
+            self._synced.notify_all()
         for segment in done:
             segment.close()
 
@@ -192,7 +203,9 @@ class GrowingLog:
             if self.unusable is None:
                 self.sync()
                 self.unusable = "closed"
-                seal(self.folder, self.first_row + self.rows, self.first_fact + self.facts, clean=True)
+                rows, facts = self.first_row + self.rows, self.first_fact + self.facts
+                self.segment.mark_sealed()
+                seal(self.folder, Seal(rows, facts, self._count, clean=True))
         finally:
             self.unusable = self.unusable or "closed"
             self._release()
@@ -204,6 +217,7 @@ class GrowingLog:
     def abandon_after_fork(self) -> None:
         """In a forked child: the parent goes on under this id, so the child may not."""
         self.lock = threading.RLock()
+        self._synced, self._syncing = threading.Condition(self.lock), False
         self.unusable = "it was opened before a fork"
         self._release()
 
@@ -211,3 +225,34 @@ class GrowingLog:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+
+def _make_locked(folder: Path) -> int:
+    """Creates a writer's folder with its lock held; returns the lock's descriptor.
+
+    The folder gets its name last: whoever finds one whose lock is free may take the writer for dead. The gate is shared
+    meanwhile, so that the workspace cannot be deleted between the look for live writers and this one's lock.
+
+    Raises:
+        NotFound: the workspace was deleted.
+        DiskFull, StoreError: the folder cannot be made.
+    """
+    log = folder.parent
+    temporary = log / f".{folder.name}.new"
+    try:
+        with os_errors("creating a writer in", log), locked(log / GATE, GATE_WAIT_S, shared=True):
+            temporary.mkdir()
+            lock_fd = try_lock(temporary / "lock")
+            assert lock_fd is not None, "nobody else knows this name"
+            try:
+                sync_folder(temporary)
+                temporary.rename(folder)
+                sync_folder(log)
+            except BaseException:
+                os.close(lock_fd)
+                raise
+    except StoreError as e:
+        if isinstance(e.__cause__, FileNotFoundError):
+            raise NotFound(f"no workspace at {str(log.parent)!r}", remedy="It was deleted; create it again") from e
+        raise
+    return lock_fd

@@ -2,6 +2,7 @@
 
 <home>/workspaces/<name>/workspace.json    id, format, durability, time of creation
 <home>/workspaces/<name>/schema.json       made once, by whoever fixes the schema
+<home>/workspaces/<name>/schema.2.json     the next version, made once by whoever evolves it; and so on
 <home>/workspaces/<name>/log/<writer>/     one folder per writer
 <home>/workspaces/<name>/targets/          locks of the promoters, one per target
 """
@@ -18,17 +19,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from recollect.errors import AlreadyExists, ArgumentError, CorruptionError, NotFound, StoreError, WriterError
+from recollect.errors import (
+    AlreadyExists,
+    ArgumentError,
+    CorruptionError,
+    NotFound,
+    SchemaError,
+    StoreError,
+    WriterError,
+)
 from recollect.hot.files import (
     create_exclusive,
+    is_locked,
+    locked,
     make_folder,
     os_errors,
     refuse_network_file_system,
     sync_folder,
-    try_lock,
 )
-from recollect.hot.growing import Durability
-from recollect.schema import Schema
+from recollect.hot.growing import GATE, GATE_WAIT_S, Durability
+from recollect.hot.layouts import Layouts
+from recollect.schema import Change, Schema
 
 FORMAT = 1
 DURABILITIES = ("process", "interval", "step")
@@ -120,23 +131,78 @@ def fix_schema(path: Path, schema: Schema) -> None:
         SchemaMismatch: the workspace has another schema; each field that differs is named.
     """
     with os_errors("writing schema of", path):
-        if create_exclusive(path / "schema.json", json.dumps(schema.to_dict()).encode()):
+        if _newest(path)[0] == 0 and create_exclusive(Path(_schema_file(path, 1)), _packed(schema)):
             return
-    present = read_schema(path)
+    present = _newest(path)[1]
     assert present is not None
+    if present != schema and present.evolves_to(schema):
+        present.require_equal(
+            schema, what="the caller of this workspace", remedy="It is a later version: call ws.evolve(schema) first"
+        )
     present.require_equal(schema, what="the caller of this workspace")
 
 
+def evolve_schema(path: Path, schema: Schema) -> list[Change]:
+    """Makes `schema` the workspace's next version; the changes that it brings, none where it is the newest already.
+
+    Whoever comes second, of two at a time, finds the first one's version and is checked against that.
+
+    Raises:
+        SchemaMismatch: it is no later version of the newest; each field concerned is named.
+    """
+    while True:
+        version, present = _newest(path)
+        if present is None:
+            raise SchemaError(
+                f"workspace {path.name!r} has no schema yet", remedy="Pass schema= to its first writer() instead"
+            )
+        changes = present.evolution(schema)
+        if not changes:
+            return []
+        with os_errors("writing schema of", path):
+            if create_exclusive(Path(_schema_file(path, version + 1)), _packed(schema)):
+                return changes
+
+
 def read_schema(path: Path) -> Schema | None:
-    """The workspace's schema, None while nobody has fixed it."""
-    try:
-        text = (path / "schema.json").read_bytes()
-    except FileNotFoundError:
+    """The newest version of the workspace's schema, None while nobody has fixed it."""
+    return _newest(path)[1]
+
+
+def read_version(path: Path, version: int) -> Schema | None:
+    """One version of the workspace's schema, counted from 1; None where there is none.
+
+    Raises:
+        CorruptionError: the file is damaged.
+    """
+    file = _schema_file(path, version)
+    if not os.path.exists(file):  # noqa: PTH110 - asked at every refresh
         return None
     try:
-        return Schema.from_dict(json.loads(text))
+        return Schema.from_dict(json.loads(Path(file).read_bytes()))
     except (ValueError, AttributeError) as e:
-        raise CorruptionError(f"{str(path / 'schema.json')!r} is damaged: {e}", remedy=_DAMAGED) from None
+        raise CorruptionError(f"{file!r} is damaged: {e}", remedy=_DAMAGED) from None
+
+
+def layouts(path: Path) -> Layouts:
+    """The layouts of every version. Raises NotFound where nobody has fixed the schema."""
+    return Layouts(lambda version: read_version(path, version))
+
+
+def _newest(path: Path) -> tuple[int, Schema | None]:
+    """The newest version's number and schema; 0 and None while there is none."""
+    version = 0
+    while os.path.exists(_schema_file(path, version + 1)):  # noqa: PTH110
+        version += 1
+    return version, read_version(path, version) if version else None
+
+
+def _schema_file(path: Path, version: int) -> str:
+    return f"{path}/schema.json" if version == 1 else f"{path}/schema.{version}.json"
+
+
+def _packed(schema: Schema) -> bytes:
+    return json.dumps(schema.to_dict()).encode()
 
 
 def list_workspaces() -> list[Path]:
@@ -152,13 +218,8 @@ def live_writers(path: Path) -> list[int]:
     out = []
     log = path / "log"
     for folder in sorted(log.iterdir()) if log.is_dir() else ():
-        if not (folder / "lock").exists() or (folder / "sealed.json").exists():
-            continue
-        fd = try_lock(folder / "lock")
-        if fd is None:
+        if not folder.name.startswith(".") and is_locked(folder / "lock"):
             out.append(int(folder.name, 16))
-        else:
-            os.close(fd)
     return out
 
 
@@ -171,16 +232,18 @@ def delete(path: Path) -> None:
     """
     if not (path / "workspace.json").exists():
         describe(path)
-    alive = live_writers(path)
-    if alive:
-        raise WriterError(
-            f"workspace {path.name!r} has {len(alive)} live writers",
-            remedy="Stop the agents that write to it first",
-        )
     grave = path.with_name(f".{path.name}.deleted.{uuid.uuid4().hex[:8]}")
     with os_errors("deleting workspace", path):
-        path.rename(grave)
-        sync_folder(path.parent)
+        make_folder(path / "log")
+        with locked(path / "log" / GATE, GATE_WAIT_S):
+            alive = live_writers(path)
+            if alive:
+                raise WriterError(
+                    f"workspace {path.name!r} has {len(alive)} live writers",
+                    remedy="Stop the agents that write to it first",
+                )
+            path.rename(grave)
+            sync_folder(path.parent)
         try:
             shutil.rmtree(grave)
         except OSError as e:

@@ -1,22 +1,32 @@
 """Recovery: what a dead writer's log holds, and its seal.
 
-A log whose writer is gone is never appended to again. If it died on this boot of this machine, every store it made is
-in the page cache and the counter is trusted; otherwise every frame past the last durable point is verified and the
-log is cut at the first bad one (design/0003).
+A log whose writer is gone is never appended to again. Its rows are the longest run of whole frames, whatever the
+counters say: a counter can be older than what reached the disk, or newer (design/0003). Only frames past the last
+durable point are read again, unless the file is a copy, whose parts may stem from different moments.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import zlib
+import shutil
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from recollect.errors import CorruptionError
-from recollect.hot.files import boot_id, os_errors, try_lock
-from recollect.hot.seal import seal
+from recollect.errors import ConflictError, CorruptionError
+from recollect.hot.files import lock_when_free, locked, sync_file
+from recollect.hot.layouts import Layouts
+from recollect.hot.seal import Seal, read_seal, seal
 from recollect.hot.segment import ROWS_MASK, Segment
-from recollect.records.layout import Layout, column, frame_rows
+from recollect.hot.tails import damaged_slots
+from recollect.view import Extent
+
+WAIT_S = 10.0
+"""How long an opener waits for another one's recovery to end."""
+ABANDONED_S = 3600.0
+"""Age at which a folder that never became a log is removed."""
 
 
 @dataclass(frozen=True)
@@ -26,123 +36,115 @@ class Recovery:
     Attributes:
         writer: its id.
         rows, facts: what its log holds.
-        lost_rows: rows that were published but failed verification, the last of the log.
-        verified: whether frames had to be checked.
+        lost: the rows, by id, that had been published or counted as durable and were not whole; None when there are
+            none. They were the last of the log.
+        lost_facts: facts likewise.
+        lost_tails: slots of waiting observations that were damaged. The step before such an observation is there, but
+            cannot be drawn.
+        checked: rows whose frames were read again.
     """
 
     writer: int
     rows: int
     facts: int
-    lost_rows: int
-    verified: bool
+    lost: Extent | None
+    lost_facts: int
+    lost_tails: int
+    checked: int
+
+    @property
+    def lost_rows(self) -> int:
+        return 0 if self.lost is None else self.lost.stop - self.lost.start
 
 
-def recover(folder: Path, layout: Layout) -> list[Recovery]:
-    """Seals the logs of writers that died. Live writers hold their lock and are left alone."""
+def recover(folder: Path, layouts: Layouts) -> list[Recovery]:
+    """Seals the logs of writers that died. Live writers hold their lock and are left alone.
+
+    Args:
+        layouts: of every schema version, since each segment is checked as it was written.
+
+    Raises:
+        SchemaMismatch, StoreError: a log of a schema or a format that is not known here; it is left unsealed.
+    """
+    open_logs = [path for path in _logs(folder) if not _is_sealed(path)]
+    if not open_logs:
+        return []
     out: list[Recovery] = []
-    if not folder.is_dir():
-        return out
-    for path in sorted(folder.iterdir()):
-        if not (path / "lock").exists() or (path / "sealed.json").exists():
-            continue
-        lock = try_lock(path / "lock")
-        if lock is None:
-            continue
-        try:
-            if not (path / "sealed.json").exists():
-                out.append(_recover_one(path, layout))
-        finally:
-            os.close(lock)
+    with contextlib.ExitStack() as stack:
+        # Whoever opens the workspace meanwhile waits, so that it finds these logs sealed.
+        with contextlib.suppress(ConflictError):
+            stack.enter_context(locked(folder / ".recovery", WAIT_S))
+        for path in open_logs:
+            lock = lock_when_free(path / "lock")
+            if lock is None:
+                continue
+            try:
+                if not _is_sealed(path):
+                    out.append(_recover_one(path, layouts))
+            finally:
+                os.close(lock)
+        _remove_abandoned(folder)
     return out
 
 
-def _recover_one(folder: Path, layout: Layout) -> Recovery:
+def _logs(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from (p for p in sorted(folder.iterdir()) if not p.name.startswith("."))
+
+
+def _is_sealed(path: Path) -> bool:
+    try:
+        return read_seal(path) is not None
+    except CorruptionError:
+        return False
+
+
+def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
     for leftover in folder.glob(".*.new"):
         leftover.unlink(missing_ok=True)
-    rows = facts = lost = 0
-    verified, whole = False, True
+    rows = facts = segments = checked = 0
+    counted_rows = counted_facts = 0
+    whole, layout = True, layouts.newest
     for path in sorted(folder.glob("*.seg")):
         try:
-            segment = Segment.open_(path, layout)
+            segment = Segment.open_(path, layouts)
         except CorruptionError:
             whole = False
             continue
-        header = segment.header
-        published = (segment.word & ROWS_MASK, segment.word >> 32)
-        if not whole or (header.first_row, header.first_fact) != (rows, facts):
-            whole = False
-            lost += published[0]
+        segment.mark_sealed()
+        header, shape, layout = segment.header, segment.header.shape, segment.layout
+        durable = segment.durable_word
+        for word in (segment.word, durable):
+            if (word & ROWS_MASK) <= shape.rows and (word >> 32) <= shape.facts:
+                counted_rows = max(counted_rows, header.first_row + (word & ROWS_MASK))
+                counted_facts = max(counted_facts, header.first_fact + (word >> 32))
+        whole = whole and (header.first_row, header.first_fact) == (rows, facts)
+        if not whole:
             continue
         stat = path.stat()
-        trusted = header.boot == boot_id() != "unknown" and (header.device, header.inode) == (stat.st_dev, stat.st_ino)
-        good = published
-        if not trusted:
-            verified = True
-            durable = segment.durable_word
-            good = verify_segment(segment, durable & ROWS_MASK, durable >> 32)
-        rows += good[0]
-        facts += good[1]
-        lost += max(0, published[0] - good[0])
-        whole = good == published
-    for item in [*folder.glob("*.seg"), *folder.glob("*.tails")]:
-        with os_errors("syncing", item):
-            fd = os.open(item, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-    seal(folder, rows, facts, clean=False, lost_rows=lost)
-    return Recovery(int(folder.name, 16), rows, facts, lost, verified)
+        moved = (header.device, header.inode) != (stat.st_dev, stat.st_ino)
+        from_row, from_fact = (0, 0) if moved else (durable & ROWS_MASK, durable >> 32)
+        end = segment.checked.whole_rows(min(from_row, shape.rows), shape.rows)
+        fact_end = segment.checked.whole_facts(min(from_fact, shape.facts), shape.facts)
+        checked += end - from_row
+        rows, facts, segments = header.first_row + end, header.first_fact + fact_end, segments + 1
+    lost = (rows, counted_rows) if counted_rows > rows else None
+    lost_facts = max(0, counted_facts - facts)
+    tails = sorted(folder.glob("*.tails"))
+    lost_tails = damaged_slots(tails, layout)
+    for item in [*folder.glob("*.seg"), *tails]:
+        sync_file(item)
+    seal(folder, Seal(rows, facts, segments, False, lost, lost_facts, len(tails), lost_tails))
+    writer = int(folder.name, 16)
+    return Recovery(writer, rows, facts, Extent(writer, *lost) if lost else None, lost_facts, lost_tails, checked)
 
 
-def verify_segment(segment: Segment, rows_from: int = 0, facts_from: int = 0) -> tuple[int, int]:
-    """How many leading rows and facts of a segment are whole; those below the given counts are not checked."""
-    shape = segment.header.shape
-    published_rows = min(segment.word & ROWS_MASK, shape.rows)
-    published_facts = min(segment.word >> 32, shape.facts)
-    rows = min(rows_from, published_rows)
-    while rows < published_rows:
-        count = frame_rows(segment.records, rows)
-        if count < 1 or rows + count > published_rows or not frame_is_whole(segment, rows, count):
-            break
-        rows += count
-    facts = min(facts_from, published_facts)
-    while facts < published_facts and fact_is_whole(segment, facts):
-        facts += 1
-    return rows, facts
-
-
-def frame_is_whole(segment: Segment, row: int, count: int) -> bool:
-    """Whether a frame of `count` records from `row`, with its planes and heap bytes, has the checksum it carries."""
-    layout, records = segment.layout, segment.records[row : row + count]
-    header = segment.header
-    if int(records["writer"][0]) != header.writer or int(records["seq"][0]) != header.first_row + row:
-        return False
-    crc = 0
-    for leaf in layout.wide:
-        held = records[column(leaf.path)]
-        held = held[held >= 0]
-        if len(held):
-            low, high = int(held.min()), int(held.max()) + 1
-            if high > header.shape.planes:
-                return False
-            crc = zlib.crc32(segment.planes[leaf.path][low:high].reshape(-1).view("u1").data, crc)
-    if layout.heap:
-        at, size = int(records["heap_at"][0]), int(records["heap_bytes"][0])
-        if at < 0 or size < 0 or at + size > header.shape.heap_bytes:
-            return False
-        if size:
-            crc = zlib.crc32(segment.heap[at : at + size].data, crc)
-    body = segment.map[
-        segment.records_at + row * layout.itemsize + 4 : segment.records_at + (row + count) * layout.itemsize
-    ]
-    return zlib.crc32(body, crc) == int(records["crc"][0])
-
-
-def fact_is_whole(segment: Segment, row: int) -> bool:
-    """Whether a fact and its values have the checksum they carry."""
-    record = segment.facts[row]
-    at, size = int(record["heap_at"]), int(record["heap_bytes"])
-    if at < 0 or size < 0 or at + size > segment.header.shape.heap_bytes:
-        return False
-    return zlib.crc32(record.tobytes()[4:], zlib.crc32(segment.heap[at : at + size].data)) == int(record["crc"])
+def _remove_abandoned(folder: Path) -> None:
+    """Removes the folders of writers that died before they had a log."""
+    for path in folder.glob(".*.new"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                lock = lock_when_free(path / "lock")
+                if lock is not None:
+                    shutil.rmtree(path, ignore_errors=True)
+                    os.close(lock)

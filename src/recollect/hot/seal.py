@@ -1,26 +1,69 @@
-"""The seal of a log that will never grow again."""
+"""The seal of a log that will never grow again: where it ends, whatever its counters say."""
 
 from __future__ import annotations
 
 import json
+import zlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from recollect.errors import CorruptionError
 from recollect.hot.files import replace_file
 
 NAME = "sealed.json"
 
 
-def seal(folder: Path, rows: int, facts: int, *, clean: bool, lost_rows: int = 0) -> None:
-    """Notes where a log ends. `clean` says that its writer closed it; `lost_rows` how many failed verification."""
-    data = {"rows": rows, "facts": facts, "clean": clean, "lost_rows": lost_rows}
-    replace_file(folder / NAME, json.dumps(data).encode())
+@dataclass(frozen=True)
+class Seal:
+    """Where a log ends.
+
+    Attributes:
+        rows, facts: what it holds.
+        segments: files of the log; later ones are beyond the end.
+        clean: whether its writer closed it.
+        lost: rows `[start, stop)` that had been published, or counted as durable, and were not whole.
+        lost_facts: facts likewise.
+        tails: tails files, and `lost_tails` their slots that were damaged: observations that waited there are lost.
+    """
+
+    rows: int
+    facts: int
+    segments: int
+    clean: bool
+    lost: tuple[int, int] | None = None
+    lost_facts: int = 0
+    tails: int = 0
+    lost_tails: int = 0
 
 
-def read_seal(folder: Path) -> dict[str, Any] | None:
-    """The seal, or None while the log can grow."""
+def seal(folder: Path, what: Seal) -> None:
+    """Writes a seal. Durable when it returns."""
+    body = asdict(what)
+    replace_file(folder / NAME, json.dumps(body | {"crc": _checksum(body)}).encode())
+
+
+def read_seal(folder: Path) -> Seal | None:
+    """The seal, or None while the log can grow.
+
+    Raises:
+        CorruptionError: it is damaged. Opening the workspace seals the log anew.
+    """
     try:
-        data: dict[str, Any] = json.loads((folder / NAME).read_bytes())
+        text = (folder / NAME).read_bytes()
     except FileNotFoundError:
         return None
-    return data
+    try:
+        body = json.loads(text)
+        crc = body.pop("crc")
+        if crc != _checksum(body):
+            raise ValueError("wrong checksum")
+        lost = body.pop("lost")
+        return Seal(**body, lost=None if lost is None else (lost[0], lost[1]))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise CorruptionError(
+            f"{str(folder / NAME)!r} is damaged: {e}", remedy="Open the workspace again: the log is then sealed anew"
+        ) from None
+
+
+def _checksum(body: dict[str, object]) -> int:
+    return zlib.crc32(json.dumps(body, sort_keys=True).encode())

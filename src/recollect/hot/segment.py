@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recollect.errors import CorruptionError
-from recollect.hot.files import boot_id, os_errors, sync_folder
+from recollect.errors import CorruptionError, SchemaMismatch, StoreError
+from recollect.hot.checked import Checked
+from recollect.hot.files import map_for_reading, os_errors, sync_folder
+from recollect.hot.layouts import Layouts
 from recollect.records.block import Block
 from recollect.records.layout import Layout
 from recollect.schema.fields import Frames
@@ -44,6 +46,8 @@ FACT = np.dtype(
     ]
 )
 """A fact's record; its values are JSON in the heap. step_seq is -1 for facts about the episode."""
+VALUES, RESUMPTION = 0, 1
+"""Kinds of fact: values of an episode or a step; an episode goes on in this log, after rows of others."""
 ROWS_MASK = (1 << 32) - 1
 _DURABLE = np.dtype([("generation", "<u8"), ("word", "<u8"), ("crc", "<u4"), ("pad", "<u4")])
 
@@ -86,7 +90,6 @@ class Header:
     first_fact: int
     schema: str
     shape: Shape
-    boot: str
     device: int
     inode: int
     agent: str
@@ -129,6 +132,7 @@ class Segment:
             flat = np.frombuffer(map_, f.dtype, count, regions[f"planes/{leaf.path}"])  # type: ignore[union-attr]
             self.planes[leaf.path] = flat.reshape(shape.planes, *plane)
         self.block = Block(self.records, self.planes, self.heap, owner=map_)
+        self.checked = Checked(self)
 
     @classmethod
     def create(cls, path: Path, layout: Layout, header: Header) -> Segment:
@@ -163,26 +167,27 @@ class Segment:
         return cls(path, layout, header, regions, map_, fd)
 
     @classmethod
-    def open_(cls, path: Path, layout: Layout) -> Segment:
-        """Maps an existing segment for reading.
+    def open_(cls, path: Path, layouts: Layouts) -> Segment:
+        """Maps an existing segment for reading, in the layout of the schema version that it was written under.
 
         Raises:
-            CorruptionError: not a segment, a damaged header, or another format or schema.
+            CorruptionError: not a segment, a damaged header, or a file that is cut short.
+            SchemaMismatch: a schema that the workspace never had.
+            StoreError: another format.
         """
         with os_errors("opening segment", path):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                size = os.fstat(fd).st_size
-                map_ = mmap.mmap(fd, size, prot=mmap.PROT_READ) if size >= 3 * PAGE else None
-            finally:
-                os.close(fd)
-        if map_ is None:
+            map_, size = map_for_reading(path)
+        if map_ is None or size < 3 * PAGE:
             raise CorruptionError(f"segment {str(path)!r} is cut short", value=size)
         header, regions = read_header(map_, path)
-        needed = _regions(layout, header)[1] if header.schema == layout.schema.fingerprint else -1
-        if needed < 0:
-            raise CorruptionError(f"segment {str(path)!r} was written under another schema", value=header.schema)
-        if size < needed:
+        layout = layouts.of(header.schema)
+        if layout is None:
+            raise SchemaMismatch(
+                f"segment {str(path)!r} was written under another schema",
+                value=header.schema,
+                remedy="Restore the workspace's schema files; the segment itself is whole",
+            )
+        if size < _regions(layout, header)[1]:
             raise CorruptionError(f"segment {str(path)!r} is cut short", value=size)
         return cls(path, layout, header, regions, map_, -1)
 
@@ -196,18 +201,36 @@ class Segment:
         """Whether the writer went on to the next segment; this one's word is then final."""
         return bool(self.control[1])
 
+    def control_words(self) -> memoryview:
+        """The publish word, the mark that the writer went on to the next segment, and the mark that the log is being
+        sealed: what a reader looks at again and again."""
+        at = self.records_at - 2 * PAGE
+        return memoryview(self.map)[at : at + 24].cast("Q")
+
+    def mark_sealed(self) -> None:
+        """Tells readers to look for a seal from now on. Comes before the seal: who finds none yet looks again.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        with os_errors("marking", self.path):
+            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.pwrite(fd, (1).to_bytes(8, "little"), self.records_at - 2 * PAGE + 16)
+            finally:
+                os.close(fd)
+
     @property
     def durable_word(self) -> int:
-        """The publish word at the last completed sync; 0 when there was none or both slots are damaged."""
+        """What the last completed sync covered, as a publish word; 0 when there was none or both slots are damaged."""
         best, word = -1, 0
         for slot in self._durable:
             if zlib.crc32(slot.tobytes()[:16]) == int(slot["crc"]) and int(slot["generation"]) > best:
                 best, word = int(slot["generation"]), int(slot["word"])
         return word
 
-    def sync(self) -> None:
-        """Flushes everything published so far to stable storage, then notes it. Raises OSError."""
-        word = self.word
+    def sync(self, word: int) -> None:
+        """Flushes the file to stable storage, then notes that what `word` counts is there. Raises OSError."""
         os.fdatasync(self.fd)
         generation = int(self._durable["generation"].max()) + 1
         slot = np.zeros(1, _DURABLE)
@@ -223,7 +246,7 @@ class Segment:
 
 
 def read_header(map_: mmap.mmap, path: Path) -> tuple[Header, dict[str, int]]:
-    """Raises CorruptionError."""
+    """Raises CorruptionError, or StoreError for another format."""
     if map_[:8] != MAGIC:
         raise CorruptionError(f"{str(path)!r} is not a recollect segment", value=map_[:8])
     size = int.from_bytes(map_[8:12], "little")
@@ -233,7 +256,7 @@ def read_header(map_: mmap.mmap, path: Path) -> tuple[Header, dict[str, int]]:
     data = json.loads(body)
     regions = data.pop("regions")
     if data.pop("format") != FORMAT:
-        raise CorruptionError(f"segment {str(path)!r} has a format that this release does not read")
+        raise StoreError(f"segment {str(path)!r} has a format that this release does not read")
     return Header(**{**data, "shape": Shape(**data["shape"])}), regions
 
 
@@ -280,7 +303,6 @@ def new_header(
         first_fact,
         layout.schema.fingerprint,
         shape,
-        boot_id(),
         0,
         0,
         agent,

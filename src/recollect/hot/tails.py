@@ -2,8 +2,9 @@
 
 A step appended with its `next_observation` must be drawable before its successor exists. The observation waits in a
 slot of the writer's tails file, as a record of the ordinary layout that carries the id of the step it follows. Each
-open episode owns two slots and alternates between them, so that the slot of the newest published step is never the
-one being overwritten. A reader that finds its step's slot overwritten finds the successor in the log instead.
+open episode owns a lane of four slots. An append never overwrites the slot of the newest published step, nor those
+that a power cut could bring back: the newest at the last completed sync, and the newest when a sync that is under way
+began. That leaves at least one. A reader that finds its step's slot overwritten finds the successor in the log instead.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recollect.errors import CorruptionError
 from recollect.hot.fields import FieldWriters, OpenEpisode
-from recollect.hot.files import os_errors, sync_folder
+from recollect.hot.files import map_for_reading, os_errors, sync_folder
 from recollect.hot.segment import PAGE, POPULATE_WRITE, _touch
 from recollect.masking import keep
 from recollect.records.block import Block
@@ -28,24 +30,50 @@ from recollect.view import ID_DTYPE, Ids
 
 LANES_PER_FILE = 64
 FILE_BYTES = 4 << 20
+SLOTS = 4
+_NONE = SLOTS
 
 
 def lanes_per_file(layout: Layout) -> int:
-    """Pairs of slots in one file: fewer where an observation is large, so that one episode does not cost a hundred."""
-    return max(1, min(LANES_PER_FILE, FILE_BYTES // (2 * slot_bytes(layout))))
+    """Lanes in one file: fewer where an observation is large, so that one episode does not cost a hundred."""
+    return max(1, min(LANES_PER_FILE, FILE_BYTES // (SLOTS * slot_bytes(layout))))
+
+
+def _pack(newest: int, durable: int, syncing: int) -> int:
+    """A lane's state in one byte: the slot of the newest tail, the newest that a completed sync covered, and the newest
+    that a sync under way covers; `_NONE` for none."""
+    return newest + SLOTS * (durable + (SLOTS + 1) * syncing)
+
+
+def _transitions() -> tuple[bytes, bytes, bytes]:
+    """State → state, as tables for `bytes.translate`: a tail is written; a sync begins; it has completed."""
+    written, begun, done = bytearray(256), bytearray(256), bytearray(256)
+    for syncing in range(SLOTS + 1):
+        for durable in range(SLOTS + 1):
+            for newest in range(SLOTS):
+                state = _pack(newest, durable, syncing)
+                free = min(set(range(SLOTS)) - {newest, durable, syncing})
+                written[state] = _pack(free, durable, syncing)
+                begun[state] = _pack(newest, durable, newest)
+                done[state] = _pack(newest, syncing, _NONE)
+    return bytes(written), bytes(begun), bytes(done)
+
+
+_WRITTEN, _BEGUN, _DONE = _transitions()
 
 
 class TailLanes:
-    """A writer's pairs of tail slots, and which of them are free."""
+    """A writer's lanes of tail slots, and which of them are free. The log's lock is held by whoever calls."""
 
     def __init__(self, folder: Path, layout: Layout) -> None:
         self._folder, self._layout = folder, layout
         self.per_file = lanes_per_file(layout)
         self.files: list[TailFile] = []
         self._free: list[int] = []
+        self._state = bytearray()
 
     def ensure(self, count: int) -> None:
-        """Makes sure that so many pairs are free. Raises DiskFull."""
+        """Makes sure that so many lanes are free. Raises DiskFull."""
         while len(self._free) < count:
             self._grow()
 
@@ -53,13 +81,13 @@ class TailLanes:
         count = len(self.files)
         self.files.append(TailFile.create(self._folder / f"{count:08d}.tails", self._layout))
         self._free += range(self.per_file * (count + 1) - 1, self.per_file * count - 1, -1)
+        self._state += bytes([_pack(0, _NONE, _NONE)]) * self.per_file
 
     def take(self, episode: OpenEpisode) -> None:
-        """Gives an episode its pair, when it has none yet. Raises DiskFull."""
+        """Gives an episode its lane, when it has none yet. Raises DiskFull."""
         if episode.lane is None:
             self.ensure(1)
             episode.lane = self._free.pop()
-            episode.turn = 0
 
     def give_back(self, episode: OpenEpisode) -> None:
         if episode.lane is not None:
@@ -70,7 +98,21 @@ class TailLanes:
         """The file and slot of an episode's newest tail."""
         assert episode.lane is not None
         file, lane = divmod(episode.lane, self.per_file)
-        return self.files[file], 2 * lane + episode.turn
+        return self.files[file], SLOTS * lane + self._state[episode.lane] % SLOTS
+
+    def next_slot(self, episode: OpenEpisode) -> tuple[TailFile, int]:
+        """The file and slot for an episode's next tail, which becomes its newest."""
+        assert episode.lane is not None
+        self._state[episode.lane] = _WRITTEN[self._state[episode.lane]]
+        return self.slot(episode)
+
+    def sync_begins(self) -> None:
+        """From now on the newest tails are kept: the sync covers them."""
+        self._state = self._state.translate(_BEGUN)
+
+    def sync_completed(self) -> None:
+        """The tails kept by the sync before this one may be overwritten."""
+        self._state = self._state.translate(_DONE)
 
 
 class TailFile:
@@ -79,7 +121,7 @@ class TailFile:
     def __init__(self, path: Path, layout: Layout, map_: mmap.mmap, fd: int) -> None:
         self.path, self.layout, self.map, self.fd = path, layout, map_, fd
         self.slot_bytes = slot_bytes(layout)
-        count = 2 * lanes_per_file(layout)
+        count = SLOTS * lanes_per_file(layout)
         self.records: NDArray[np.void] = np.ndarray(
             (count,), layout.dtype, buffer=map_, offset=PAGE, strides=(self.slot_bytes,)
         )
@@ -99,7 +141,7 @@ class TailFile:
 
     @classmethod
     def create(cls, path: Path, layout: Layout) -> TailFile:
-        size = PAGE + 2 * lanes_per_file(layout) * slot_bytes(layout)
+        size = file_bytes(layout)
         temporary = path.with_name(f".{path.name}.new")
         with os_errors("creating", path):
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -125,11 +167,9 @@ class TailFile:
     @classmethod
     def open_(cls, path: Path, layout: Layout) -> TailFile:
         with os_errors("opening", path):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                map_ = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
-            finally:
-                os.close(fd)
+            map_, size = map_for_reading(path)
+        if map_ is None or size < file_bytes(layout):
+            raise CorruptionError(f"tails file {str(path)!r} is cut short", value=size)
         return cls(path, layout, map_, -1)
 
     def slot_at(self, slot: int) -> int:
@@ -139,6 +179,11 @@ class TailFile:
     def checksum(self, slot: int) -> int:
         at = self.slot_at(slot)
         return zlib.crc32(self.map[at + 4 : at + self.slot_bytes])
+
+    def damaged(self) -> int:
+        """Slots that were written and do not have the checksum they carry."""
+        unused = (self.records["writer"] == -1) & (self.records["crc"] == 0)
+        return sum(self.checksum(slot) != int(self.records["crc"][slot]) for slot in np.flatnonzero(~unused).tolist())
 
     def sync(self) -> None:
         os.fdatasync(self.fd)
@@ -152,6 +197,21 @@ class TailFile:
 def slot_bytes(layout: Layout) -> int:
     wide = sum((layout.plane_bytes[leaf.path] + 7) // 8 * 8 for leaf in layout.wide if leaf.is_observation)
     return layout.itemsize + wide
+
+
+def file_bytes(layout: Layout) -> int:
+    return PAGE + SLOTS * lanes_per_file(layout) * slot_bytes(layout)
+
+
+def damaged_slots(paths: list[Path], layout: Layout) -> int:
+    """Slots of tails files that do not have the checksum they carry; every slot of a file that is cut short."""
+    out = 0
+    for path in paths:
+        try:
+            out += TailFile.open_(path, layout).damaged()
+        except CorruptionError:
+            out += SLOTS * lanes_per_file(layout)
+    return out
 
 
 def read_tails(files: list[TailFile], ids: Ids, layout: Layout) -> tuple[Ids, Block | None]:
@@ -181,7 +241,8 @@ def read_tails(files: list[TailFile], ids: Ids, layout: Layout) -> tuple[Ids, Bl
             records.append(record)
     if not records:
         return ids[:0], None
-    joined = np.concatenate(records)
+    # Not np.concatenate, whose result has no padding: rows are addressed by the layout's offsets.
+    joined = np.frombuffer(bytearray(b"".join(record.tobytes() for record in records)), layout.dtype)
     out = np.empty(len(joined), ID_DTYPE)
     out["writer"], out["seq"] = joined["writer"], joined["seq"]
     stacked = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,13 +15,17 @@ from recollect.hot.append import StepAppender
 from recollect.hot.blocks import BlockAppender
 from recollect.hot.facts import check_facts
 from recollect.hot.fields import FieldWriters, OpenEpisode
+from recollect.hot.files import locked
 from recollect.hot.growing import Durability, GrowingLog
 from recollect.hot.lanes import Lanes
+from recollect.hot.resume import ResumePoint
+from recollect.hot.segment import RESUMPTION
 from recollect.masking import Masker, keep
 from recollect.records.layout import Layout
 from recollect.view import EpisodeKey, StepId
 
 FLUSH_INTERVAL_S = 0.25
+RESUME_WAIT_S = 30.0
 _live: weakref.WeakSet[Writer] = weakref.WeakSet()
 
 
@@ -41,9 +45,10 @@ class Writer:
         agent: str = "",
         durability: Durability = "interval",
         mask: Masker = keep,
+        find: Callable[[str | EpisodeKey | StepId, Layout], ResumePoint] | None = None,
     ) -> None:
         self.layout, self.agent, self.durability = layout, agent, durability
-        self._mask = mask
+        self._mask, self._find, self._folder = mask, find, folder
         self._log = GrowingLog(folder, layout, agent, durability)
         self.id = self._log.id
         fields = FieldWriters(layout, mask)
@@ -71,6 +76,35 @@ class Writer:
             WriterError: the writer is closed, forked or poisoned.
         """
         return Episode(self, self.open_episode(id, attempt, facts))
+
+    def resume_episode(self, episode: str | EpisodeKey | StepId) -> Episode:
+        """Goes on with an episode that another writer left without an end, under its own key.
+
+        Args:
+            episode: its id (the newest attempt), its key, or one of its steps.
+
+        Raises:
+            NotFound: no such episode.
+            EpisodeError: it has ended, or a live writer still has it open.
+            SchemaMismatch: the schema evolved since this writer was opened, and the episode has rows of the newer one.
+            WriterError: the writer is closed, forked or poisoned.
+        """
+        assert self._find is not None, "a workspace's writers can look episodes up"
+        with locked(self._folder / ".resume", RESUME_WAIT_S):
+            point = self._find(episode, self.layout)
+            with self._log.lock:
+                self._log.check()
+                opened = self._open[point.key] = OpenEpisode(point.key)
+                opened.id, opened.step, opened.history = point.id, point.step, point.history
+                resumption = {
+                    "values": {"status": None},
+                    "row": self._log.first_row + self._log.rows,
+                    "after": point.after,
+                }
+                self._log.append_fact(point.key, None, resumption, kind=RESUMPTION)
+                if point.waiting is not None:
+                    self._single.put_observation(opened, point.waiting.records[:1], point.waiting.planes)
+        return Episode(self, opened)
 
     def open_episode(self, id: str | None, attempt: int | None, facts: Mapping[str, Any]) -> OpenEpisode:
         """The state of a new episode, for appenders."""

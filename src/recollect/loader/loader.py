@@ -17,7 +17,7 @@ from recollect.records.part import part_of
 from recollect.records.rows import PackedRows
 from recollect.samplers import Cursor, Draw, Receipt, Sampler, Uniform
 from recollect.transforms import NStep, Transform
-from recollect.view import Cut, Ids, Slots, View
+from recollect.view import Cut, GrowingSource, Ids, Slots, Source, View
 
 STATE_FORMAT = 1
 CHUNK_BYTES = 1 << 20
@@ -25,14 +25,18 @@ MAX_CHUNK = 64
 
 
 class Loader:
-    """Streams batches from a view. Belongs to one thread; iterate it, or call `next`.
+    """Streams batches from a view, or from a source of growing ones. Belongs to one thread; iterate it, or call `next`.
 
     Batch k + `lag` is drawn inside the `next()` that returns batch k, with every priority update received by then, so
     that a sampler with feedback sees the same updates however fast the machine is. A sampler without feedback draws
     and gathers several small batches at a time: the ids are the same.
 
+    A growing source (`ws.live()`) is asked for its newest view inside each `next()`, which then draws one batch, batch
+    k + `lag`, from it: no batch is drawn or gathered further ahead, so that none is older than `lag` batches. Which
+    rows a batch holds then depends on when they arrived; the state holds what was drawn and is not yet delivered.
+
     Args:
-        source: the view to draw from.
+        source: the view to draw from, or a source of growing ones, which belongs to this loader from now on.
         sampler: how rows are chosen; `Uniform()` when None.
         batch_size: rows per batch.
         seed: with the cut and the sampler it decides every draw.
@@ -54,7 +58,7 @@ class Loader:
 
     def __init__(
         self,
-        source: View,
+        source: Source,
         sampler: Sampler | None = None,
         *,
         batch_size: int,
@@ -78,18 +82,18 @@ class Loader:
             raise ArgumentError("fields is a list of names", value=fields, remedy=f"Pass fields=[{fields!r}]")
         if steps is not None and epochs is not None:
             raise ArgumentError("steps and epochs exclude each other")
-        if not isinstance(source, View):
-            raise ArgumentError("a loader draws from a view", value=source, remedy="Pass ws.view() or buffer.at(tag)")
+        self._source = None if isinstance(source, View) else _growing(source, epochs)
+        view = source.at(0)
         if isinstance(sampler, type):
             raise ArgumentError("a sampler is an instance", value=sampler, remedy=f"Write {sampler.__name__}()")
         transforms = _checked(transforms)
-        self._segments: list[tuple[int, View]] = [(0, source)]
+        self._segments: list[tuple[int, View]] = [(0, view)]
         self._segment = 0
         self.sampler: Sampler = Uniform() if sampler is None else sampler
         self.batch_size, self.seed, self.lag, self.epochs = batch_size, seed, lag, epochs
-        self._plan = BatchPlan.of(_packed(source).layout, fields, transforms)
+        self._plan = BatchPlan.of(_packed(view).layout, fields, transforms)
         self._output = choose(output, device)
-        self._cursor = self._bind(source, None)
+        self._cursor = self._bind(view, None)
         if epochs is not None:
             steps = int(self._cursor.steps)  # type: ignore[attr-defined]
         self.steps = steps
@@ -130,8 +134,8 @@ class Loader:
             raise ArgumentError("the loader is closed")
         if self.steps is not None and step >= self.steps:
             raise StopIteration
-        if self._cursor.takes_feedback:
-            batch = self._next_fed()
+        if self._cursor.takes_feedback or self._source is not None:
+            batch = self._next_drawn()
         else:
             chunk = self._chunk
             if chunk is None or step >= chunk.step + chunk.count:
@@ -150,14 +154,25 @@ class Loader:
             count = min(count, self._segments[self._segment + 1][0] - step)
         return self._gather(self._cursor.draw(step, self.batch_size, count), self.view)
 
-    def _next_fed(self) -> Batch[Any]:
+    def _next_drawn(self) -> Batch[Any]:
+        """The next batch of the queue, once the batch `lag` after it is drawn from what is there now."""
         while len(self._queue) <= self.lag:
             step = self._delivered + len(self._queue)
             if self.steps is not None and step >= self.steps:
                 break
-            self._turn_to(step)
+            if self._source is None:
+                self._turn_to(step)
+            else:
+                self._look(self._source, step)
             self._queue.append((self._cursor.draw(step, self.batch_size), self.view))
         return Batch(self._gather(*self._queue.popleft()), 0)
+
+    def _look(self, source: Source, step: int) -> None:
+        """Makes the cursor draw from the source's newest view. Views that no draw needs any more are let go of."""
+        view = source.at(step)
+        if view is not self.view:
+            self._cursor.grow(view)
+            self._segments = [(step, view)]
 
     def _gather(self, draw: Draw, view: View) -> Chunk:
         batches, n = draw.keys.shape
@@ -225,6 +240,8 @@ class Loader:
         """
         if self.epochs is not None:
             raise ArgumentError("a loader that counts epochs stays with its view")
+        if self._source is not None:
+            raise ArgumentError("a growing source brings its own views", remedy="Make a new loader for another source")
         newest = self._segments[-1][1]
         if view.schema != newest.schema or not view.cut.extends(newest.cut):
             raise ArgumentError(
@@ -239,8 +256,8 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the very next batch depends on, as plain values: JSON and `torch.load` read it."""
-        views = [v for _, v in self._segments]
-        first = max(k for k, (start, _) in enumerate(self._segments) if start <= self._delivered or k == 0)
+        views, source = self._needed_views(), self._source
+        place = {id(view): k for k, (_, view) in enumerate(views)}
         return {
             "format": STATE_FORMAT,
             "step": self._delivered,
@@ -248,42 +265,62 @@ class Loader:
             "batch_size": self.batch_size,
             "lag": self.lag,
             "epochs": self.epochs,
+            "growing": source is not None,
             "sampler": self.sampler.to_dict(),
             "transforms": [t.to_dict() for t in self._plan.transforms],
-            "views": [{"from": start, "cut": view.cut.to_dict()} for start, view in self._segments[first:]],
+            "views": [
+                {"from": start, **({"cut": view.cut.to_dict()} if source is None else source.mark(view))}
+                for start, view in views
+            ],
             "cursor": dict(self._cursor.state()),
-            "cursor_view": max(0, self._segment - first),
-            "undelivered": [_draw_state(d, max(0, views.index(v) - first)) for d, v in self._queue],
+            "cursor_view": place.get(id(self.view), 0),
+            "undelivered": [_draw_state(d, place[id(v)]) for d, v in self._queue],
         }
+
+    def _needed_views(self) -> list[tuple[int, View]]:
+        """The views that batches still to come are drawn from, or were, and the first batch of each."""
+        if self._source is None:
+            first = max(k for k, (start, _) in enumerate(self._segments) if start <= self._delivered or k == 0)
+            return self._segments[first:]
+        drawn = {id(view): (draw.step, view) for draw, view in reversed(self._queue)}
+        older = [drawn[id(v)] for v in dict.fromkeys(v for _, v in self._queue) if v is not self.view]
+        return [*older, self._segments[-1]]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state_dict` was taken: the very next batch is the same, bit for bit.
 
         Raises:
             ArgumentError: the state was taken from another cut, sampler, transform, seed or batch size; named.
+            NotFound: a growing source has let go of rows that were drawn and not delivered, or they were evicted.
         """
         if not isinstance(state, Mapping) or state.get("format") != STATE_FORMAT:
             raise ArgumentError("no loader state of this format", value=state)
         mine = self.state_dict()
-        for name in ("seed", "batch_size", "lag", "epochs", "sampler", "transforms"):
+        for name in ("seed", "batch_size", "lag", "epochs", "growing", "sampler", "transforms"):
             if state[name] != mine[name]:
                 raise ArgumentError(
                     f"the state was taken with another {name}: {state[name]!r}, this loader has {mine[name]!r}",
                     remedy=f"Make the loader with {name}={state[name]!r}",
                 )
-        newest = self._segments[-1][1]
-        if state["views"][-1]["cut"] != newest.cut.to_dict():
-            raise ArgumentError(
-                "the state was taken on other rows than this loader's view holds",
-                remedy="Open the loader on the version it was taken on, then advance()",
-            )
-        older = [(v["from"], part_of(newest, Cut.from_dict(v["cut"]))) for v in state["views"][:-1]]
-        self._segments = [*older, (state["views"][-1]["from"], newest)]
+        views = self._views_of(state["views"])
+        self._segments = [(v["from"], view) for v, view in zip(state["views"], views, strict=True)]
         self._segment = int(state["cursor_view"])
         self._delivered = int(state["step"])
         self._chunk = None
         self._queue = deque((_draw_from(d), self._segments[d["view"]][1]) for d in state["undelivered"])
         self._cursor = self._bind(self.view, state["cursor"])
+
+    def _views_of(self, marks: Sequence[Mapping[str, Any]]) -> list[View]:
+        """The views that a state names."""
+        if self._source is not None:
+            return self._source.restore(marks)
+        newest = self._segments[-1][1]
+        if marks[-1]["cut"] != newest.cut.to_dict():
+            raise ArgumentError(
+                "the state was taken on other rows than this loader's view holds",
+                remedy="Open the loader on the version it was taken on, then advance()",
+            )
+        return [*(part_of(newest, Cut.from_dict(m["cut"])) for m in marks[:-1]), newest]
 
     def close(self) -> None:
         """Gives up the gathered batches. Those handed out stay valid."""
@@ -298,6 +335,20 @@ class Loader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _growing(source: Any, epochs: int | None) -> GrowingSource:
+    """Raises ArgumentError unless it is a source of growing views."""
+    if not (hasattr(source, "at") and hasattr(source, "mark") and hasattr(source, "restore")):
+        raise ArgumentError(
+            "a loader draws from a view or a source of them",
+            value=source,
+            remedy="Pass ws.view(), ws.live() or buffer.at(tag)",
+        )
+    if epochs is not None:
+        raise ArgumentError("a growing source has no end that epochs= could count to", remedy="Use steps=")
+    out: GrowingSource = source
+    return out
 
 
 def _checked(transforms: Sequence[Transform]) -> tuple[Transform, ...]:

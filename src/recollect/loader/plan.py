@@ -17,7 +17,7 @@ from recollect.records.rows import PackedRows
 from recollect.schema import Frames, Json, Leaf, Ragged, Schema
 from recollect.schema.fields import is_heap
 from recollect.transforms import Columns, Reads, Transform
-from recollect.view import Slots, View
+from recollect.view import Runs, Slots, View
 
 ANCHOR, FOLLOWING = 0, 1
 """Columns of the slot matrix; the planes before the anchor come after these two."""
@@ -90,7 +90,10 @@ class BatchPlan:
     def reads(self, view: View, keys: Slots) -> Reads:
         """Every address of a batch `[B]`, transforms asked in order."""
         pairs = np.empty((len(keys), 2), np.int64)
-        pair_slots(keys, view.episodes.successor, pairs)
+        if isinstance(view.episodes, Runs):
+            pair_slots(keys, view.episodes.successor, pairs)
+        else:
+            pairs[:, ANCHOR], pairs[:, FOLLOWING] = keys, view.episodes.next_observation(keys)
         if not self.reach and self.stack == 1:
             reads = Reads(keys, keys[:, None], pairs[:, FOLLOWING], pairs=pairs)
             for transform in self.transforms:

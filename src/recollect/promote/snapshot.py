@@ -30,6 +30,7 @@ from recollect.promote.plan import Mark, Plan, plan, watermark
 from recollect.promote.statistics import Statistics
 from recollect.records.block import Block
 from recollect.records.build import build_view, unchanged
+from recollect.records.layout import Layout
 from recollect.schema.arrow import arrow_schema
 from recollect.view import Cut, FactIndex
 
@@ -66,6 +67,10 @@ class Snapshot:
     message: str
 
 
+PROMOTER_WAIT_S = 600.0
+"""How long a promotion waits for another one of the same workspace to the same buffer."""
+
+
 def snapshot(
     store: HotStore,
     workspace: str,
@@ -84,13 +89,13 @@ def snapshot(
     Raises:
         AlreadyExists: the tag names another version.
         SchemaMismatch: the buffer has another schema.
-        ConflictError: others committed first, 50 times over.
+        ConflictError: others committed first, 50 times over; or another promotion from here did not end.
         StoreError: the store cannot be reached or written.
     """
     check_tag(tag)
     started = time.perf_counter()
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with locked(lock):
+    with locked(lock, PROMOTER_WAIT_S):
         return _Promotion(store, workspace, location, tag, progress, started).run()
 
 
@@ -116,7 +121,7 @@ class _Promotion:
         started: float,
     ) -> None:
         self.store, self.workspace, self.location, self.tag = store, workspace, location, tag
-        self.layout = store.layout
+        self.layout: Layout  # the newest when the cut was taken: the schema may evolve meanwhile
         self.progress, self.started = progress, started
         self.created = False
         self.staged_at = 0.0
@@ -125,6 +130,7 @@ class _Promotion:
 
     def run(self) -> Snapshot:
         cut = self.store.cut()
+        self.layout = self.store.layout
         data = self._open(create=bool(cut.extents or cut.facts))
         if data is None:
             return nothing_to_promote(self.location)
@@ -170,7 +176,12 @@ class _Promotion:
                 return None
             data = Datasets.create(self.location, self.layout.schema)
             self.created = True
-        self.layout.schema.require_equal(data.schema, what=f"buffer {self.location.uri!r}")
+        what = f"buffer {self.location.uri!r}"
+        if data.schema.evolves_to(self.layout.schema):
+            self.layout.schema.require_equal(
+                data.schema, what=what, remedy="The workspace's schema has evolved since: snapshot to a new buffer"
+            )
+        self.layout.schema.require_equal(data.schema, what=what)
         return data
 
     # -- tags ----------------------------------------------------------------------------------------------
@@ -214,7 +225,7 @@ class _Promotion:
         """Writes rows, facts and tails where no reader looks yet."""
         stage = uuid.uuid4().hex
         statistics = Statistics(self.layout, None)
-        pieces = self.store.pieces(todo.extents)
+        pieces = self.store.pieces(todo.extents, self.layout)
         fragments = []
         if todo.rows:
             form = arrow_schema(self.layout.schema)
@@ -274,14 +285,16 @@ class _Promotion:
             mine = np.zeros(len(ids), np.bool_)
             for e in todo.extents:
                 mine |= (ids["writer"] == e.writer) & (ids["seq"] >= e.start) & (ids["seq"] < e.stop)
-            got, block = self.store.tails(ids[mine])
+            got, block = self.store.tails(ids[mine], self.layout)
             if block is not None:
                 found.append(block)
             return got, block
 
         if self.layout.schema.observations and todo.rows:
             newest = Cut(todo.extents, ())
-            build_view(self.layout, newest, self.store.pieces(newest.extents), keep, FactIndex, unchanged, "")
+            build_view(
+                self.layout, newest, self.store.pieces(newest.extents, self.layout), keep, FactIndex, unchanged, ""
+            )
         if not found:
             return None
         return found[0]
@@ -302,7 +315,7 @@ class _Promotion:
         for path, sums in added.fields.items():
             total.fields[path].merge_dict(sums.to_dict())
         if todo.rows:
-            total.add_returns(self.store.pieces(todo.extents))
+            total.add_returns(self.store.pieces(todo.extents, self.layout))
         marks = watermark(chain) | {e.writer: Mark(e.stop) for e in todo.extents}
         finished = {w for w, log in self.store.logs.items() if log.sealed and marks.get(w, Mark()).rows == log.rows}
         total.close_writers(finished)

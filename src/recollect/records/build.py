@@ -11,7 +11,7 @@ from recollect.records import layout as lay
 from recollect.records.block import Block
 from recollect.records.layout import Layout
 from recollect.records.rows import PackedRows
-from recollect.view import Anchors, Cut, Episodes, FactIndex, Ids, Slots, StepId, View
+from recollect.view import AnchorList, Cut, FactIndex, Ids, Runs, Slots, StepId, View
 
 Tails = Callable[[Ids], tuple[Ids, Block | None]]
 """Given the ids of steps that came with a next observation and have no successor in the cut: the ids that were found
@@ -83,7 +83,7 @@ def build_view(
         schema=layout.schema,
         cut=cut,
         rows=rows,
-        episodes=Episodes(
+        episodes=Runs(
             run,
             None if linear else rank,
             None if linear else kept,
@@ -94,7 +94,7 @@ def build_view(
             keys,
             is_final,
         ),
-        anchors=Anchors(
+        anchors=AnchorList(
             None if drawable.all() else np.flatnonzero(drawable),
             n,
             undrawable_truncated=int((left & truncated).sum()),

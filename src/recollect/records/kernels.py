@@ -38,7 +38,7 @@ def _loader(bits: int) -> Any:
     return load
 
 
-_load16, _load32, _load64 = _loader(16), _loader(32), _loader(64)
+load16, load32, load64 = _loader(16), _loader(32), _loader(64)
 
 
 def _storer(bits: int) -> Any:
@@ -154,7 +154,7 @@ def gather(slots: Any, starts: Any, bases: Any, planes: Any, itemsize: int, jobs
             row = address[jobs[j, J_COLUMN]]
             if kind == COPY and size == 4:
                 for i in range(low, high):
-                    _store32(to, _load32(row[i] + source) if row[i] != 0 else 0)
+                    _store32(to, load32(row[i] + source) if row[i] != 0 else 0)
                     to += stride
             elif kind == COPY and size <= 256 and size % 4 == 0:
                 for i in range(low, high):
@@ -163,9 +163,9 @@ def gather(slots: Any, starts: Any, bases: Any, planes: Any, itemsize: int, jobs
                     else:
                         at = row[i] + source
                         for k in range(0, size - 7, 8):
-                            _store64(to + k, _load64(at + k))
+                            _store64(to + k, load64(at + k))
                         if size & 4:
-                            _store32(to + size - 4, _load32(at + size - 4))
+                            _store32(to + size - 4, load32(at + size - 4))
                     to += stride
             elif kind == COPY:
                 for i in range(low, high):
@@ -176,13 +176,13 @@ def gather(slots: Any, starts: Any, bases: Any, planes: Any, itemsize: int, jobs
                     to += stride
             elif kind == FLAG:
                 for i in range(low, high):
-                    _store8(to, 1 if row[i] != 0 and (_load16(row[i] + source) & size) != 0 else 0)
+                    _store8(to, 1 if row[i] != 0 and (load16(row[i] + source) & size) != 0 else 0)
                     to += stride
             elif kind == PLANE:
                 region = planes[jobs[j, J_PLANE]]
                 home = block[jobs[j, J_COLUMN]]
                 for i in range(low, high):
-                    plane = -1 if row[i] == 0 else _load64(row[i] + source)
+                    plane = -1 if row[i] == 0 else load64(row[i] + source)
                     if plane < 0:
                         _fill(to, size, 0 if row[i] == 0 else jobs[j, J_FILL])
                     else:
@@ -190,7 +190,7 @@ def gather(slots: Any, starts: Any, bases: Any, planes: Any, itemsize: int, jobs
                     to += stride
             else:
                 for i in range(low, high):
-                    _store8(to, 1 if row[i] != 0 and ((_load64(row[i] + source) >> size) & 1) == 0 else 0)
+                    _store8(to, 1 if row[i] != 0 and ((load64(row[i] + source) >> size) & 1) == 0 else 0)
                     to += stride
 
 
@@ -246,15 +246,15 @@ def group_rows(
         while starts[b + 1] <= slot:
             b += 1
         at = bases[b] + (slot - starts[b]) * itemsize
-        f = _load16(at + at_flags)
+        f = load16(at + at_flags)
         flags[slot] = f
         if f & hole:
             group[slot] = -1
             step[slot] = 0
             linear = False
             continue
-        writer, counter = _load64(at + at_writer), _load64(at + at_counter)
-        s = np.int32(_load32(at + at_step))
+        writer, counter = load64(at + at_writer), load64(at + at_counter)
+        s = np.int32(load32(at + at_step))
         step[slot] = s
         if before >= 0 and writer == before_writer and counter == before_counter:
             g = before

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from recollect.errors import SchemaError
+from recollect.schema.defaults import json_default, ragged_default, tensor_default, text_default
 
 Role: TypeAlias = Literal[
     "observation",
@@ -67,6 +68,8 @@ class Tensor:
         shape: axes of one step's value; `()` is a scalar.
         role: what the value means; a top-level field named like a role has it.
         optional: None is accepted and kept apart from every number.
+        default: what a step holds where the field is left out, and what rows older than the field read as: one finite
+            number for every element, or numbers nested as `shape` says. None: the field may not be left out.
     """
 
     type: ClassVar[str] = "tensor"
@@ -74,16 +77,21 @@ class Tensor:
     shape: tuple[int, ...] = ()
     role: Role | None = None
     optional: bool = False
+    default: Any = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", _check_dtype(self.dtype))
         object.__setattr__(self, "shape", _check_shape(self.shape))
         _check_role(self.role)
+        if self.default is not None:
+            object.__setattr__(self, "default", tensor_default(self.default, self.dtype, self.shape))
 
 
 @dataclass(frozen=True)
 class Frames:
     """Image planes. A stack of the newest `stack` planes is accepted and read; each plane is stored once.
+
+    There is no default: an invented image would be learned from. A field that can be missing is `optional`.
 
     Args:
         shape: axes of one plane, such as `(84, 84)` or `(84, 84, 3)`.
@@ -118,7 +126,10 @@ class Frames:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A float32 vector of `size` numbers, kept beside the record because most steps have none."""
+    """A float32 vector of `size` numbers, kept beside the record because most steps have none.
+
+    There is no default: an invented vector would be found by searches. A field that can be missing is `optional`.
+    """
 
     type: ClassVar[str] = "embedding"
     size: int
@@ -138,40 +149,61 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Ragged:
-    """A one-dimensional array whose length differs from step to step (token ids, masks, log-probabilities)."""
+    """A one-dimensional array whose length differs from step to step (token ids, masks, log-probabilities).
+
+    Args:
+        default: as for `Tensor`, a sequence of finite numbers, which may be empty.
+    """
 
     type: ClassVar[str] = "ragged"
     dtype: str
     role: Role | None = None
     optional: bool = False
+    default: Any = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", _check_dtype(self.dtype))
         _check_role(self.role)
+        if self.default is not None:
+            object.__setattr__(self, "default", ragged_default(self.default, self.dtype))
 
 
 @dataclass(frozen=True)
 class Text:
-    """A string, stored as UTF-8 and masked before it is written."""
+    """A string, stored as UTF-8 and masked before it is written.
+
+    Args:
+        default: as for `Tensor`; part of the schema, so it is not masked.
+    """
 
     type: ClassVar[str] = "text"
     role: Role | None = None
     optional: bool = False
+    default: str | None = None
 
     def __post_init__(self) -> None:
         _check_role(self.role)
+        if self.default is not None:
+            object.__setattr__(self, "default", text_default(self.default))
 
 
 @dataclass(frozen=True)
 class Json:
-    """Any JSON value. Numpy scalars and arrays are accepted; the strings inside are masked."""
+    """Any JSON value. Numpy scalars and arrays are accepted; the strings inside are masked.
+
+    Args:
+        default: as for `Tensor`; any JSON value but null. It is copied; do not change the copy.
+    """
 
     type: ClassVar[str] = "json"
     role: Role | None = None
     optional: bool = False
+    default: Any = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         _check_role(self.role)
+        if self.default is not None:
+            object.__setattr__(self, "default", json_default(self.default))
 
 
 Field: TypeAlias = Tensor | Frames | Embedding | Ragged | Text | Json

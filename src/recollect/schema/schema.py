@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from recollect.errors import NotFound, SchemaError, SchemaMismatch
+from recollect.schema.defaults import parse_default, plain_default
 from recollect.schema.fields import (
     FIELD_TYPES,
     ROLES,
@@ -24,6 +25,9 @@ from recollect.schema.fields import (
     Text,
     is_heap,
 )
+
+if TYPE_CHECKING:
+    from recollect.schema.evolution import Change
 
 FieldSpec: TypeAlias = "Field | Mapping[str, FieldSpec] | tuple[FieldSpec, ...] | list[FieldSpec]"
 
@@ -94,6 +98,10 @@ class Schema:
                 raise SchemaError(f"episode fact {name!r} is built in with another type", value=field)
             if not isinstance(field, Tensor | Text | Json):
                 raise SchemaError(f"episode fact {name!r} must be Tensor, Text or Json", value=field)
+            if field.default is not None:
+                raise SchemaError(
+                    f"episode fact {name!r} takes no default", value=field.default, remedy="A fact not given is unknown"
+                )
             facts[name] = dataclasses.replace(field, optional=True)
         self.episode: Mapping[str, Field] = facts
 
@@ -200,21 +208,41 @@ class Schema:
                     lines.append(f"{title} {name!r} is missing")
                 elif name not in mine:
                     lines.append(f"{title} {name!r} is not expected")
-                elif mine[name] != theirs[name]:
+                elif _field_to_dict(mine[name]) != _field_to_dict(theirs[name]):
                     lines.append(f"{title} {name!r} is {theirs[name]}, not {mine[name]}")
         if not lines and self != other:
             lines.append("the fields are declared in another order")
         return lines
 
-    def require_equal(self, other: Schema, *, what: str) -> None:
+    def require_equal(
+        self, other: Schema, *, what: str, remedy: str = "Use a workspace or buffer of that schema, or create a new one"
+    ) -> None:
         """Raises SchemaMismatch, naming the fields that differ, unless `other` equals this schema."""
         if self != other:
             lines = self.differences(other)
             more = f"; and {len(lines) - 12} more" if len(lines) > 12 else ""
-            raise SchemaMismatch(
-                f"{what} has another schema: {'; '.join(lines[:12])}{more}",
-                remedy="Use a workspace or buffer of that schema, or create a new one",
-            )
+            raise SchemaMismatch(f"{what} has another schema: {'; '.join(lines[:12])}{more}", remedy=remedy)
+
+    def evolution(self, to: Schema) -> list[Change]:
+        """The changes that lead from this schema to a later version of it; empty when they are equal.
+
+        Fields may be added that are optional or have a default; dtypes may be widened, required fields become optional
+        or get a default, episode facts be added. Rows written under this schema keep their values.
+
+        Raises:
+            SchemaMismatch: anything else; every field that would lose values or change its meaning is named.
+        """
+        from recollect.schema.evolution import changes
+
+        return changes(self, to)
+
+    def evolves_to(self, to: Schema) -> bool:
+        """Whether `to` is this schema or a later version of it, as `evolution` has it."""
+        try:
+            self.evolution(to)
+        except SchemaMismatch:
+            return False
+        return True
 
     # -- other forms ---------------------------------------------------------------------------------------
 
@@ -297,6 +325,8 @@ def _field_to_dict(field: Field) -> dict[str, Any]:
     for item in dataclasses.fields(field):
         value = getattr(field, item.name)
         if item.default is dataclasses.MISSING or value != item.default:
+            if item.name == "default":
+                value = plain_default(field, value)
             # TOML has no null: an embedding without its usual role says so in a word.
             out[item.name] = "none" if value is None else list(value) if isinstance(value, tuple) else value
     return out
@@ -322,6 +352,8 @@ def _field_from_dict(path: str, data: Mapping[str, Any]) -> Field:
         if not isinstance(shape, list | tuple) or not all(type(n) is int for n in shape):
             raise SchemaError(f"field {path!r}: shape is a list of whole numbers", value=shape)
         options["shape"] = tuple(shape)
+    if "default" in options:
+        options["default"] = parse_default(cls.type, path, options["default"])
     try:
         field: Field = cls(**options)
     except TypeError as e:

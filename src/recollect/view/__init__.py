@@ -15,10 +15,11 @@ from recollect.view.ids import (
     make_ids,
     merged,
 )
-from recollect.view.view import Anchors, Episodes, Rows, View
+from recollect.view.view import AnchorList, Anchors, Episodes, GrowingSource, Rows, Runs, Source, View
 
 __all__ = [
     "ID_DTYPE",
+    "AnchorList",
     "Anchors",
     "Bool",
     "Cut",
@@ -28,10 +29,13 @@ __all__ = [
     "F64",
     "Fact",
     "FactIndex",
+    "GrowingSource",
     "I64",
     "Ids",
     "Rows",
+    "Runs",
     "Slots",
+    "Source",
     "StepId",
     "View",
     "make_ids",

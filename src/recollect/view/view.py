@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -24,11 +24,31 @@ class Rows(Protocol):
     def find(self, ids: Ids) -> Slots: ...
 
 
-@dataclass(frozen=True)
-class Episodes:
+class Episodes(Protocol):
     """Where each row stands in its episode. Interleaving, resumption and missing rows are hidden here.
 
     A *run* is a stretch of an episode without a missing step; no window leaves its run.
+
+    Attributes:
+        group: by slot, int32: index into `keys`, -1 for holes.
+        keys: `[groups, 2]` the episodes, by group.
+        is_final: by slot, bool: observation-only rows.
+    """
+
+    @property
+    def group(self) -> NDArray[np.int32]: ...
+    @property
+    def keys(self) -> NDArray[np.int64]: ...
+    @property
+    def is_final(self) -> Bool: ...
+    def offset(self, slots: Slots, k: Slots | int) -> Slots: ...
+    def next_observation(self, slots: Slots) -> Slots: ...
+    def rows_of(self, key: EpisodeKey) -> Slots: ...
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The episodes of a view that does not grow: runs laid side by side.
 
     Attributes:
         run: `[n]` int32, -1 for rows in none.
@@ -78,9 +98,29 @@ class Episodes:
         return ranks if self.slot is None else self.slot[ranks]
 
 
-@dataclass(frozen=True)
-class Anchors:
+class Anchors(Protocol):
     """Rows that may be drawn.
+
+    Attributes:
+        slots: sorted, int64; None when every row of the view may be drawn.
+        undrawable_truncated: truncated steps without their next observation, left out.
+        undrawable_open: other steps without it: the last of an episode that is still open.
+    """
+
+    @property
+    def slots(self) -> Slots | None: ...
+    @property
+    def undrawable_truncated(self) -> int: ...
+    @property
+    def undrawable_open(self) -> int: ...
+    def __len__(self) -> int: ...
+    def select(self, ranks: Slots) -> Slots: ...
+    def mask(self, slots: Slots) -> Bool: ...
+
+
+@dataclass(frozen=True)
+class AnchorList:
+    """The anchors of a view that does not grow.
 
     Attributes:
         slots: sorted, int64; None when every row of the view may be drawn.
@@ -148,3 +188,23 @@ class View:
 
     def __repr__(self) -> str:
         return f"View({self.name!r}, rows={len(self.rows)}, drawable={len(self.anchors)})"
+
+
+class Source(Protocol):
+    """Yields successive views. A view is its own constant source."""
+
+    def at(self, step: int) -> View:
+        """The view that batch `step` is drawn from; asked once for each, in order."""
+        ...
+
+
+class GrowingSource(Source, Protocol):
+    """A source whose views grow: a later one holds an earlier one's rows at the same slots, or has let go of them."""
+
+    def mark(self, view: View) -> dict[str, Any]:
+        """Names one of its views in plain values."""
+        ...
+
+    def restore(self, marks: Sequence[Mapping[str, Any]]) -> list[View]:
+        """The views that marks name; the source goes on from the last."""
+        ...

@@ -1,0 +1,260 @@
+"""`LiveSource`: views of a workspace that grow while agents append.
+
+A row's slot is its place in the order in which this source saw rows arrive; it never changes. Views share what they
+have in common, so that a refresh costs what the new rows cost, and one look at each live writer's counter when there
+are none (design/0006).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recollect.errors import ArgumentError, CorruptionError, NotFound
+from recollect.hot.log import WriterLog
+from recollect.hot.store import HotStore
+from recollect.records.grow import Growing
+from recollect.records.grown import GrownView
+from recollect.view import Cut, Extent, FactIndex, StepId, View, merged
+
+SLICES = 64
+"""Into how many parts the first window is cut: rows that were there before are ordered by time, part by part."""
+
+
+class LiveSource:
+    """Successive views of a workspace. Belongs to one loader or thread.
+
+    Get one from `Workspace.live()`.
+
+    Attributes:
+        last: how many of the newest rows may be read and drawn; all when None.
+    """
+
+    def __init__(self, store: HotStore, last: int | None = None) -> None:
+        self._store, self.last, self._layout = store, last, store.layout
+        self._begin(Growing(self._layout, last))
+        if last is not None:
+            self._skip_to_newest(last)
+
+    def _begin(self, rows: Growing) -> None:
+        self._rows = rows
+        self._view: GrownView | None = None
+        self._logs: dict[int, WriterLog] = {}
+        self._seen: dict[int, int] = {}
+        self._facts_seen: dict[int, int] = {}
+        self._facts: tuple[tuple[int, int], ...] = ()
+        self._facts_are_new = False
+        self._growing: list[WriterLog] = []
+        self._steps = FactIndex()
+        self._unplaced: list[StepId] = []
+
+    # -- the source ----------------------------------------------------------------------------------------
+
+    def at(self, step: int) -> View:
+        """What is published now."""
+        return self.refresh()
+
+    def refresh(self) -> View:
+        """A view of what is published now; the one before when nothing is new.
+
+        Every append that returned is in it. It is immutable: what arrives later shows in later views only.
+
+        Raises:
+            SchemaMismatch: the schema has evolved, and rows of the newer one have arrived. A new source reads both.
+        """
+        work = self._news()
+        if self._view is not None and not work and not self._facts_are_new:
+            return self._view
+        self._take(work)
+        if self._facts_are_new:
+            self._facts = tuple(sorted(self._facts_seen.items()))
+            self._facts_are_new = False
+        self._change()
+        self._view = self._make_view(self._rows, self._facts)
+        return self._view
+
+    def pinned(self, cut: Cut, first: int = 0) -> View:
+        """The view of an earlier cut of this source, or of another one with the same `last`, made anew.
+
+        Args:
+            first: slot of the cut's first row: `view.rows.first` of the view that had the cut.
+
+        Raises:
+            NotFound: rows of the cut are gone, or never were here.
+        """
+        rows, steps = self._rebuilt(cut, first)
+        if steps.steps:
+            rows.change(list(steps.steps), steps)
+        return self._make_view(rows, cut.facts)
+
+    def mark(self, view: View) -> dict[str, Any]:
+        """Names one of this source's views in plain values, for `restore`."""
+        if not isinstance(view, GrownView):
+            raise ArgumentError("not a view of this source", value=view)
+        return {
+            "cut": view.cut.to_dict(),
+            "first": view.moment.first,
+            "seen": [[str(writer), seq] for writer, seq in self._seen.items()],
+        }
+
+    def restore(self, marks: Sequence[Mapping[str, Any]]) -> list[View]:
+        """The views that the marks name. The source begins again with the last one: later views grow from it.
+
+        Raises:
+            NotFound: rows of a view are gone, or never were here.
+        """
+        *older, newest = marks
+        views = [self.pinned(Cut.from_dict(m["cut"]), m["first"]) for m in older]
+        cut = Cut.from_dict(newest["cut"])
+        rows, steps = self._rebuilt(cut, newest["first"])
+        self._begin(rows)
+        self._steps = steps
+        self._seen = {int(writer): seq for writer, seq in newest["seen"]}
+        self._facts_seen, self._facts = dict(cut.facts), cut.facts
+        self._unplaced = list(steps.steps)
+        self._change()
+        self._view = self._make_view(rows, cut.facts)
+        return [*views, self._view]
+
+    # -- rows ----------------------------------------------------------------------------------------------
+
+    def _news(self) -> list[Extent]:
+        """Rows published since the last look, writer by writer. Facts are noted too."""
+        store = self._store
+        store.refresh()
+        if len(self._logs) != len(store.logs):
+            self._open_logs()
+        out = []
+        finished = False
+        for log in self._growing:
+            writer, rows, facts = log.writer, log.rows, log.facts
+            seen = self._seen[writer]
+            if rows > seen:
+                out.append(Extent(writer, seen, rows))
+                self._seen[writer] = rows
+            if facts > self._facts_seen.get(writer, 0):
+                self._note_facts(log, facts)
+            finished = finished or log.sealed
+        if any(self._logs[e.writer].resumed for e in out):
+            out = self._without_lost(out)
+        if finished:
+            self._growing = [log for log in self._growing if not log.sealed or log.rows > self._seen[log.writer]]
+        return out
+
+    def _without_lost(self, work: list[Extent]) -> list[Extent]:
+        """Leaves out what came after rows that are lost, as `HotStore.cut` does; it is looked for again."""
+        logs = self._store.logs
+        stops = self._store.with_predecessors({writer: log.rows for writer, log in list(logs.items())})
+        for e in work:
+            self._seen[e.writer] = max(e.start, min(e.stop, stops[e.writer]))
+        return [e for e in (Extent(e.writer, e.start, self._seen[e.writer]) for e in work) if e.start < e.stop]
+
+    def _open_logs(self) -> None:
+        store = self._store
+        starts = {e.writer: e.start for e in store.cut().extents}
+        for writer in sorted(store.logs.keys() - self._logs.keys()):
+            log = self._logs[writer] = store.logs[writer]
+            self._growing.append(log)
+            self._seen.setdefault(writer, starts.get(writer, 0))
+
+    def _take(self, work: list[Extent]) -> None:
+        """Takes rows in, each after its predecessor: a resumed episode goes on in another writer's log, which may have
+        been looked at before the log it goes on from.
+
+        A predecessor was published before its successor was. So a row whose predecessor does not come with a second
+        look at all counters has none here: it was evicted, or lies before the window.
+        """
+        orphans: set[tuple[int, int]] = set()
+        while work:
+            rest: list[Extent] = []
+            blocked: set[int] = set()
+            for e in work:
+                done = 0 if e.writer in blocked else self._add(e, strict=True)
+                if done < e.stop - e.start:
+                    blocked.add(e.writer)
+                    rest.append(Extent(e.writer, e.start + done, e.stop))
+            if merged(rest) == merged(work):
+                alone = next((e for e in rest if (e.writer, e.start) in orphans), None)
+                if alone is not None:
+                    self._add(Extent(alone.writer, alone.start, alone.start + 1), strict=False)
+                    k = rest.index(alone)
+                    rest[k] = Extent(alone.writer, alone.start + 1, alone.stop)
+                else:
+                    orphans = {(e.writer, e.start) for e in rest}
+                    rest += self._news()
+            work = [e for e in rest if e.stop > e.start]
+
+    def _add(self, extent: Extent, *, strict: bool) -> int:
+        pieces = self._store.pieces((extent,), self._layout)
+        return self._rows.add(extent.writer, extent.start, pieces, strict)
+
+    def _skip_to_newest(self, last: int) -> None:
+        """Begins with the newest rows of all writers by time, as many as the window holds."""
+        size = max(1, last // SLICES)
+        ends = {e.writer: (e.start, e.stop) for e in self._store.cut().extents}
+        times = {w: self._time(w, stop - 1) for w, (_, stop) in ends.items()}
+        taken: list[Extent] = []
+        need = last
+        while need and times:
+            writer = max(times, key=lambda w: (times[w], w))
+            start, stop = ends[writer]
+            begin = max(start, stop - min(size, need))
+            taken.append(Extent(writer, begin, stop))
+            need -= stop - begin
+            ends[writer] = (start, begin)
+            if begin > start:
+                times[writer] = self._time(writer, begin - 1)
+            else:
+                del times[writer]
+        for w, (_, stop) in ends.items():
+            self._seen[w] = max((e.stop for e in taken if e.writer == w), default=stop)
+        self._take(taken[::-1])
+
+    def _time(self, writer: int, seq: int) -> int:
+        ((block, row, _),) = self._store.log(writer).pieces(seq, seq + 1)
+        return int(block.records["time"][row])
+
+    # -- facts ---------------------------------------------------------------------------------------------
+
+    def _note_facts(self, log: WriterLog, stop: int) -> None:
+        """Those about steps are kept, to be laid over their rows."""
+        for fact in log.step_facts(self._facts_seen.get(log.writer, 0), stop):
+            assert fact.step is not None
+            self._steps.add(fact)
+            self._unplaced.append(fact.step)
+        self._facts_seen[log.writer] = stop
+        self._facts_are_new = True
+
+    def _change(self) -> None:
+        """Lays new step facts over their rows. A fact may be seen before its step is; it then waits."""
+        if not self._unplaced:
+            return
+        left = self._rows.change(list(dict.fromkeys(self._unplaced)), self._steps)
+        self._unplaced = [i for i in left if i.seq >= self._seen.get(i.writer, 0)]
+
+    # -- views ---------------------------------------------------------------------------------------------
+
+    def _make_view(self, rows: Growing, facts: tuple[tuple[int, int], ...]) -> GrownView:
+        store = self._store
+        anchors = rows.anchors(lambda ids: store.tails_by_writer(ids, self._layout))
+        return GrownView(anchors, facts, lambda: store.index(facts), store.name)
+
+    def _rebuilt(self, cut: Cut, first: int) -> tuple[Growing, FactIndex]:
+        """The rows of a cut, and its step facts."""
+        rows = Growing(self._layout, self.last, first)
+        self._store.refresh()
+        for e in cut.extents:
+            try:
+                pieces = self._store.pieces((e,), self._layout)
+            except (CorruptionError, NotFound) as error:
+                raise NotFound(
+                    f"workspace {self._store.name!r} has no rows {e.start} to {e.stop} of writer {e.writer} any more",
+                    value=str(error),
+                    remedy="They were evicted since, or the cut is of another workspace; begin with a new loader",
+                ) from error
+            rows.add(e.writer, e.start, pieces, strict=False)
+        steps = FactIndex()
+        for writer, stop in cut.facts:
+            for fact in self._store.log(writer).step_facts(0, stop):
+                steps.add(fact)
+        return rows, steps

@@ -1,0 +1,369 @@
+"""One moment of rows that grow: what a view of them reads. Everything here is fixed when it is made.
+
+The arrays are shared with later moments, which add rows behind `stop` and set links that lead there; `links` says why
+that is never seen from here (design/0006).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recollect.errors import NotFound
+from recollect.records import layout as lay
+from recollect.records.block import Block
+from recollect.records.layout import Layout
+from recollect.records.plan import GatherPlan
+from recollect.records.rows import PackedRows
+from recollect.view import Bool, Cut, EpisodeKey, Extent, FactIndex, Ids, Slots, View, make_ids
+
+Array = NDArray[Any]
+
+
+class Tail(NamedTuple):
+    """A waiting observation: row `row` of a block; the addresses of that row and of the block's planes."""
+
+    block: Block
+    row: int
+    address: int
+    planes: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """Rows `first` to `stop` (slots), and the arrays that hold them, by slot minus `base`.
+
+    Attributes:
+        address, block, flags, group, before, after, final: `[rows]`, see `links.take_rows`.
+        keys: `[groups, 2]` the episodes.
+        blocks: where rows lie; `planes` `[blocks, regions]` the addresses of their plane 0.
+        patch: `[rows]` each row's newest changed copy, -1 none, None while no row ever had one; of the copies,
+            the first `patches` belong to this moment, and `patch_older` leads from each to the one before.
+        extents: `[extents, 3]` writer, first row, slot of that row: all that `first` to `stop` touches, in order.
+        by_writer: writer → `[3, m]` first row, slot of it, rows of the writer's extents, sorted. Rows past `stop` are
+            to be passed over.
+        waiting: `[w]` slots of steps whose next observation waits in a tail, sorted; row k of `tails` is that of the
+            k-th, at slot `stop + k`.
+    """
+
+    layout: Layout
+    base: int
+    first: int
+    stop: int
+    address: Array
+    block: Array
+    flags: Array
+    group: Array
+    before: Array
+    after: Array
+    final: Array
+    keys: Array
+    blocks: Sequence[Block]
+    planes: Array
+    patch: Array | None
+    patches: int
+    patch_address: Array
+    patch_block: Array
+    patch_older: Array
+    extents: Array
+    by_writer: Mapping[int, Array]
+    waiting: Array
+    tails: Sequence[Tail]
+
+    @property
+    def rows(self) -> slice:
+        """Where the rows stand in the arrays."""
+        return slice(self.first - self.base, self.stop - self.base)
+
+    @property
+    def cut_extents(self) -> tuple[Extent, ...]:
+        """The rows as extents, in order."""
+        starts = self.extents[:, 2]
+        stops = np.append(starts[1:], self.stop)[: len(starts)]
+        out = []
+        for (writer, seq, start), stop in zip(self.extents.tolist(), stops.tolist(), strict=True):
+            skip = max(0, self.first - start)
+            if start + skip < stop:
+                out.append(Extent(writer, seq + skip, seq + stop - start))
+        return tuple(out)
+
+
+@cache
+def _counting(n: int) -> NDArray[np.int64]:
+    return np.arange(n + 1)
+
+
+class GrownRows(PackedRows):
+    """The rows of a moment. It is `PackedRows` with another way from slot to address, and nothing else: a table with an
+    entry per row, because rows of many writers that arrive in turns make more blocks than can be searched."""
+
+    def __init__(self, moment: Moment) -> None:
+        self.layout, self.moment = moment.layout, moment
+        self.count = moment.stop - moment.first
+        self._plans = {}
+        self._no_patch = np.empty(0, np.int32)
+        tails = moment.tails
+        self._waiting = np.array([t.address for t in tails], np.int64)
+        self._waiting_planes = np.array([t.planes for t in tails], np.int64).reshape(len(tails), len(self.layout.wide))
+
+    @property
+    def first(self) -> int:
+        """The slot of the first row; 0 unless older rows were let go of."""
+        return self.moment.first
+
+    def resolve(self, slots: Slots) -> Slots:
+        return slots
+
+    def gather_into(self, plan: GatherPlan, slots: NDArray[np.int64], arena: NDArray[np.uint8]) -> None:
+        """Fills the arena for the slot matrix `[n, columns]` int64, C-contiguous. Releases the GIL."""
+        from recollect.records.kernels import gather
+        from recollect.records.links import locate
+
+        m = self.moment
+        jobs, _, _ = plan.sized(len(slots))
+        places = np.empty(slots.shape, np.int64)
+        bases = np.empty(max(1, slots.size), np.int64)
+        regions = np.zeros((max(1, len(self.layout.wide)), max(1, slots.size)), np.int64)
+        locate(
+            slots,
+            m.base,
+            m.first,
+            m.stop,
+            m.address,
+            m.block,
+            m.planes,
+            self._no_patch if m.patch is None else m.patch,
+            m.patches,
+            m.patch_address,
+            m.patch_block,
+            m.patch_older,
+            self._waiting,
+            self._waiting_planes,
+            places,
+            bases,
+            regions[: len(self.layout.wide)],
+        )
+        gather(places, _counting(max(1, slots.size)), bases, regions, self.layout.itemsize, jobs, plan.lines, arena)
+
+    def locate(self, slot: int, *, raw: bool = False) -> tuple[Block, int]:
+        """The block and row of one slot; `raw` looks past late facts to what was first written."""
+        m = self.moment
+        if slot >= m.stop:
+            tail = m.tails[slot - m.stop]
+            return tail.block, tail.row
+        if slot < m.first:
+            raise NotFound(f"row {slot} of the view was let go of", value=slot)
+        i = slot - m.base
+        address, block = int(m.address[i]), m.blocks[int(m.block[i])]
+        if m.patches and m.patch is not None and not raw:
+            x = int(m.patch[i])
+            while x >= m.patches:
+                x = int(m.patch_older[x])
+            if x >= 0:
+                address, block = int(m.patch_address[x]), m.blocks[int(m.patch_block[x])]
+        return block, (address - block.records.ctypes.data) // self.layout.itemsize
+
+    def find(self, ids: Ids) -> Slots:
+        """Slots `[n]` of the ids, -1 for ids that are not in the cut."""
+        out = np.full(len(ids), -1, np.int64)
+        for writer in np.unique(ids["writer"]).tolist():
+            table = self.moment.by_writer.get(writer)
+            if table is None:
+                continue
+            mine = np.flatnonzero(ids["writer"] == writer)
+            seq = ids["seq"][mine]
+            at = np.maximum(np.searchsorted(table[0], seq, side="right") - 1, 0)
+            skip = seq - table[0, at]
+            slot = table[1, at] + skip
+            known = (skip >= 0) & (skip < table[2, at]) & (slot >= self.moment.first) & (slot < self.moment.stop)
+            out[mine[known]] = slot[known]
+        return out
+
+    def pieces(self, start: int, stop: int) -> list[tuple[Block, int, int]]:
+        """The blocks that hold slots `start` to `stop`, in order."""
+        m, size = self.moment, self.layout.itemsize
+        span = slice(start - m.base, stop - m.base)
+        block, address = m.block[span], m.address[span]
+        breaks = np.flatnonzero((np.diff(block) != 0) | (np.diff(address) != size)) + 1
+        out = []
+        for a, b in itertools.pairwise([0, *breaks.tolist(), len(block)]):
+            if b > a:
+                held = m.blocks[int(block[a])]
+                row = (int(address[a]) - held.records.ctypes.data) // size
+                out.append((held, row, row + b - a))
+        return out
+
+    def spans(self, extent: Extent) -> list[tuple[int, int]]:
+        """The slots `[start, stop)` that hold an extent's rows, in its order; shorter where some are not here."""
+        slots = self.find(make_ids(extent.writer, np.arange(extent.start, extent.stop)))
+        gone = np.flatnonzero(slots < 0)
+        slots = slots[: gone[0]] if len(gone) else slots
+        breaks = np.flatnonzero(np.diff(slots) != 1) + 1
+        bounds = [0, *breaks.tolist(), len(slots)]
+        return [(int(slots[a]), int(slots[b - 1]) + 1) for a, b in itertools.pairwise(bounds) if b > a]
+
+
+def among(values: NDArray[np.int64], known: NDArray[np.int64]) -> Bool:
+    """Which values are in a sorted array."""
+    if not len(known):
+        return np.zeros(np.shape(values), np.bool_)
+    at = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    out: Bool = known[at] == values
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class GrownEpisodes:
+    """Where each row of a moment stands in its episode, by links from row to row."""
+
+    moment: Moment
+
+    @cached_property
+    def group(self) -> NDArray[np.int32]:
+        """`[stop]` int32: index into `keys`, -1 for holes and rows that are not here."""
+        return self._whole(self.moment.group, -1)
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """`[groups, 2]`: the episodes, by group. Some may have no row here any more."""
+        return self.moment.keys
+
+    @cached_property
+    def is_final(self) -> Bool:
+        """`[stop]` bool: observation-only rows."""
+        out: Bool = (self._whole(self.moment.flags, 0) & lay.FINAL) != 0
+        return out
+
+    def _whole(self, array: Array, fill: int) -> Array:
+        m = self.moment
+        out = np.full(m.stop, fill, array.dtype)
+        out[m.first :] = array[m.rows]
+        return out
+
+    def offset(self, slots: Slots, k: Slots | int) -> Slots:
+        """The row `k` steps later (earlier when negative) in the same run, -1 where there is none."""
+        from recollect.records.links import walk
+
+        m = self.moment
+        flat = np.ascontiguousarray(slots, np.int64).reshape(-1)
+        steps = np.ascontiguousarray(np.broadcast_to(k, np.shape(slots)), np.int64).reshape(-1)
+        out = np.empty(len(flat), np.int64)
+        walk(flat, steps, m.base, m.first, m.stop, m.before, m.after, m.final, m.group, m.flags, lay.FINAL, out)
+        return out.reshape(np.shape(slots))
+
+    def next_observation(self, slots: Slots) -> Slots:
+        """Slot of the row that holds the next observation, -1 where there is none."""
+        from recollect.records.links import observed_after
+
+        m = self.moment
+        flat = np.ascontiguousarray(slots, np.int64).reshape(-1)
+        out = np.empty(len(flat), np.int64)
+        observed_after(flat, m.base, m.first, m.stop, m.after, m.final, m.flags, m.waiting, lay.FINAL, out)
+        return out.reshape(np.shape(slots))
+
+    def rows_of(self, key: EpisodeKey) -> Slots:
+        """Every row of an episode in step order, the final row last; empty when the view holds none."""
+        m = self.moment
+        group = np.flatnonzero((m.keys[:, 0] == key.writer) & (m.keys[:, 1] == key.counter))
+        if not len(group):
+            return np.empty(0, np.int64)
+        slots = np.flatnonzero(m.group[m.rows] == group[0]) + m.first
+        slots = slots[self.offset(slots, 0) >= 0]
+        step = GrownRows(m).gather(slots, ("step",))["step"].astype(np.int64)
+        final = (m.flags[slots - m.base] & lay.FINAL) != 0
+        return slots[np.argsort(2 * step + ~final, kind="stable")]
+
+
+@dataclass(frozen=True, eq=False)
+class GrownAnchors:
+    """Rows of a moment that may be drawn: its steps, but for a few.
+
+    Attributes:
+        moment: the rows.
+        steps: `[m]` the rows that are steps, by slot minus `base`; those from `low` to `high` are in the moment.
+        left: sorted places among the steps, at least `low`, of those that may not be drawn.
+    """
+
+    moment: Moment
+    steps: Array
+    low: int
+    high: int
+    left: NDArray[np.int64]
+    undrawable_truncated: int
+    undrawable_open: int
+
+    @cached_property
+    def _jumps(self) -> NDArray[np.int64]:
+        """For each step left out, how many drawable ones come before it."""
+        return self.left - self.low - np.arange(len(self.left))
+
+    @cached_property
+    def _left_slots(self) -> Slots:
+        out: Slots = self.steps[self.left].astype(np.int64) + self.moment.base
+        return out
+
+    def __len__(self) -> int:
+        return self.high - self.low - len(self.left)
+
+    @property
+    def slots(self) -> Slots:
+        """Every drawable row, sorted."""
+        return self.select(np.arange(len(self)))
+
+    def select(self, ranks: Slots) -> Slots:
+        """The drawable rows at these places of their sorted list."""
+        places = ranks + self.low
+        if len(self.left):
+            places = places + np.searchsorted(self._jumps, ranks, side="right")
+        out: Slots = self.steps[places].astype(np.int64) + self.moment.base
+        return out
+
+    def mask(self, slots: Slots) -> Bool:
+        """Whether each slot may be drawn."""
+        m = self.moment
+        inside = (slots >= m.first) & (slots < m.stop)
+        flags = m.flags[np.where(inside, slots, m.first) - m.base] if m.stop > m.first else np.zeros(len(slots), int)
+        inside = inside & ((flags & (lay.FINAL | lay.HOLE)) == 0)
+        out: Bool = inside & ~among(slots, self._left_slots)
+        return out
+
+
+class GrownView(View):
+    """A view of a moment. Its cut is spelt out when somebody asks: rows of many writers that arrive in turns make
+    many extents."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __init__(
+        self,
+        anchors: GrownAnchors,
+        facts: tuple[tuple[int, int], ...],
+        load_facts: Callable[[], FactIndex],
+        name: str,
+    ) -> None:
+        moment = anchors.moment
+        self.__dict__.update(
+            schema=moment.layout.schema,
+            rows=GrownRows(moment),
+            episodes=GrownEpisodes(moment),
+            anchors=anchors,
+            load_facts=load_facts,
+            name=name,
+            moment=moment,
+            fact_stops=facts,
+        )
+
+    moment: Moment
+    fact_stops: tuple[tuple[int, int], ...]
+
+    @cached_property
+    def cut(self) -> Cut:
+        """What the view is: the rows from slot `rows.first` on, in this order."""
+        return Cut(self.moment.cut_extents, self.fact_stops)

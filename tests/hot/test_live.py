@@ -1,0 +1,345 @@
+"""Views that grow: at every moment what a view made from scratch is, and for ever what they were."""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import os
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+import recollect as rc
+from recollect import errors
+from recollect.hot import growing
+from recollect.hot.live import LiveSource
+from recollect.hot.log import WriterLog
+from recollect.hot.store import HotStore
+from recollect.records import grow
+from tests.hot.live_world import World, assert_same, everything
+from tests.support import SCHEMAS, bits, run_python
+
+PLAIN = rc.Schema({"uid": rc.Tensor("int64"), "reward": rc.Tensor("float32")})
+UNPUBLISHED = """
+import os, sys
+import recollect as rc
+from recollect.hot.growing import GrowingLog
+ws = rc.open_workspace(sys.argv[1])
+episode = ws.writer(durability="process").episode()
+for uid in range(3):
+    if uid == 2:
+        GrowingLog.publish = lambda self: os._exit(0)
+    episode.append(uid=uid, reward=0.0)
+"""
+SEEDS = [0, *(pytest.param(s, marks=pytest.mark.torture) for s in range(1, 40))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_at_every_moment_it_is_what_a_view_of_its_cut_is(kind: str, seed: int) -> None:
+    schema = SCHEMAS[kind]()
+    rng = np.random.default_rng([seed, 21])
+    with rc.create_workspace("w", schema) as ws:
+        world = World(ws, schema, rng)
+        for _ in range(int(rng.integers(0, 60))):
+            world.act()
+        source = ws.live()
+        kept: list[tuple[rc.View, dict[str, Any]]] = []
+        before: list[Any] = []
+        for moment in range(24):
+            for _ in range(int(rng.integers(0, 12))):
+                world.act()
+            view = source.at(0)
+            have = everything(view, batches=moment % 8 == 7)
+            assert_same(have, everything(ws.view(view.cut), batches=moment % 8 == 7))
+            ids = view.rows.ids(np.arange(len(view.rows))).tolist()
+            assert ids[: len(before)] == before, "a row's slot changed"
+            before = ids
+            assert sorted(view.cut.facts) == sorted(ws.cut().facts) and view.cut.rows == ws.cut().rows
+            if moment % 4 == 3:
+                kept.append((view, have))
+        for view, have in kept:
+            assert_same(everything(view, batches="batches" in have), have)
+
+
+# -- windows ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", ["vector", "frames-zero", "nested-with-nulls", "no-observation"])
+def test_a_window_is_a_view_of_its_newest_rows(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grow, "KEPT_ROWS", 8)
+    schema = SCHEMAS[kind]()
+    stack = _deepest(schema)
+    rng = np.random.default_rng([seed, 22])
+    with rc.create_workspace("w", schema) as ws:
+        world = World(ws, schema, rng)
+        for _ in range(60):
+            world.act()
+        last = 25
+        source = ws.live(last=last)
+        kept: list[tuple[rc.View, int, dict[str, Any]]] = []
+        slot_of: dict[Any, int] = {}
+        for moment in range(30):
+            for _ in range(int(rng.integers(0, 14))):
+                world.act()
+            view = source.at(0)
+            first = view.rows.first  # type: ignore[attr-defined]
+            batches = stack == 1 and moment % 8 == 7
+            have = everything(view, first=first, batches=batches)
+            assert have["rows"] == view.cut.rows == min(last, first + have["rows"])
+            for slot, i in enumerate(view.rows.ids(np.arange(first, first + have["rows"])).tolist(), first):
+                assert slot_of.setdefault(i, slot) == slot, "a row's slot changed"
+            scratch = ws.view(view.cut)
+            want = everything(scratch, batches=batches)
+            if stack > 1:
+                _leave_out_cut_stacks(scratch, stack, want)
+            assert_same(have, want)
+            moments = view.moment  # type: ignore[attr-defined]
+            assert len(moments.address) <= 8 * last and len(moments.blocks) <= 40
+            if moment % 5 == 4:
+                kept.append((view, first, have))
+        assert source.at(0).rows.first > 3 * last, "nothing was let go of"  # type: ignore[attr-defined]
+        for view, first, have in kept:
+            assert_same(everything(view, first=first, batches="batches" in have), have)
+
+
+def _deepest(schema: rc.Schema) -> int:
+    return max((leaf.field.stack for leaf in schema.leaves if isinstance(leaf.field, rc.Frames)), default=1)
+
+
+def _leave_out_cut_stacks(view: rc.View, stack: int, want: dict[str, Any]) -> None:
+    """Takes away the steps whose frame stacks reach back to rows that are not there."""
+    slots = view.anchors.select(np.arange(len(view)))
+    step = view.rows.gather(slots, ("step",))["step"]
+    whole = np.ones(len(slots), np.bool_)
+    for k in range(1, stack):
+        whole &= (view.episodes.offset(slots, -k) >= 0) | (step < k)
+    mask = np.zeros(len(view.rows) + 6, np.bool_)
+    mask[slots[whole] + 3] = True
+    want["drawable"], want["mask"] = bits(slots[whole]), bits(mask)
+    want["counts"] = (int(whole.sum()), *want["counts"][1:])
+
+
+def test_a_window_begins_with_the_newest_rows_of_all_writers() -> None:
+    with rc.create_workspace("w", PLAIN) as ws:
+        episodes = [ws.writer().episode() for _ in range(3)]
+        for uid in range(90):
+            episodes[uid % 3].append(uid=uid, reward=0.0)
+        view = ws.live(last=40).at(0)
+        uids = view.rows.gather(np.arange(40), ("uid",))["uid"]
+        assert sorted(uids.tolist()) == list(range(50, 90))
+        assert len(ws.live(last=1000).at(0)) == len(ws.live().at(0)) == 90
+
+
+def test_blocks_and_arrays_behind_a_window_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing, "SEGMENT_BYTES", (1 << 14,))
+    with rc.create_workspace("w", PLAIN) as ws:
+        writer = ws.writer()
+        source = ws.live(last=200)
+        sizes, blocks = [], []
+        for k in range(60):
+            writer.extend(
+                {
+                    "episode": np.full(400, k),
+                    "step": np.arange(400),
+                    "uid": np.arange(400),
+                    "reward": np.zeros(400, np.float32),
+                }
+            )
+            moment = source.at(0).moment  # type: ignore[attr-defined]
+            sizes.append(len(moment.address))
+            blocks.append(len(moment.blocks))
+        assert len(list(ws.path.glob("log/*/*.seg"))) > 50
+        assert max(sizes) <= 4 * 4096 and max(blocks) < 40
+        assert len(moment.keys) < 30 and len(moment.cut_extents) == 1
+
+
+# -- resumed episodes ------------------------------------------------------------------------------------------------
+
+
+def _handed_over(ws: rc.Workspace) -> tuple[rc.Writer, rc.Writer]:
+    """An episode of three steps, gone on with by a writer that is looked at before the one that began it."""
+    later, earlier = sorted((ws.writer(), ws.writer()), key=lambda w: w.id)
+    episode = earlier.episode()
+    for uid in range(3):
+        episode.append(uid=uid, reward=0.0)
+    episode.close()
+    again = later.resume_episode(episode.key)
+    for uid in range(3, 6):
+        again.append(uid=uid, reward=0.0)
+    return earlier, later
+
+
+def _reader(ws: rc.Workspace) -> LiveSource:
+    """A source with logs of its own, which have seen nothing yet."""
+    return LiveSource(HotStore(ws.path / "log", ws._hot().layout))
+
+
+def test_a_resumed_step_comes_after_its_predecessor() -> None:
+    with rc.create_workspace("w", PLAIN) as ws:
+        _handed_over(ws)
+        view = ws.live().at(0)
+        assert view.rows.gather(np.arange(6), ("uid",))["uid"].tolist() == [0, 1, 2, 3, 4, 5]
+        assert view.episodes.offset(np.arange(6), 1).tolist() == [1, 2, 3, 4, 5, -1]
+
+
+def test_a_predecessor_that_was_looked_at_too_early_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with rc.create_workspace("w", PLAIN) as ws:
+        source = _reader(ws)
+        opening = ws.writer()
+        opening.episode().append(uid=100, reward=0.0)
+        source.at(0)
+        earlier, _ = _handed_over(ws)
+        look = WriterLog.refresh
+        looks: list[int] = []
+
+        def late(log: WriterLog) -> None:
+            if log.writer == earlier.id:
+                looks.append(1)
+                if len(looks) == 1:
+                    return  # as if its rows had been published just after this look
+            look(log)
+
+        monkeypatch.setattr(WriterLog, "refresh", late)
+        view = source.at(0)
+        assert view.rows.gather(np.arange(7), ("uid",))["uid"].tolist() == [100, 0, 1, 2, 3, 4, 5]
+        assert ws.cut().rows == 7
+        assert_same(everything(view), everything(ws.view(view.cut)))
+
+
+def test_what_came_after_lost_rows_is_left_out_until_they_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    with rc.create_workspace("w", PLAIN) as ws:
+        source = _reader(ws)
+        ws.writer().episode().append(uid=100, reward=0.0)
+        source.at(0)
+        earlier, later = _handed_over(ws)
+        with monkeypatch.context() as lost:
+            look = WriterLog.refresh
+            lost.setattr(WriterLog, "refresh", lambda log: None if log.writer == earlier.id else look(log))
+            later.episode().append(uid=101, reward=0.0)
+            for _ in range(2):
+                assert source.at(0).cut.rows == 1
+        view = source.at(0)
+        assert view.rows.gather(np.arange(8), ("uid",))["uid"].tolist() == [100, 0, 1, 2, 3, 4, 5, 101]
+
+
+# -- what a refresh costs --------------------------------------------------------------------------------------------
+
+
+def _settle(ws: rc.Workspace) -> None:
+    """Makes the folder of logs old enough to be believed."""
+    os.utime(ws.path / "log", ns=(time.time_ns() - 10**10,) * 2)
+
+
+def test_a_refresh_with_nothing_new_touches_counters_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    with rc.create_workspace("w", PLAIN) as ws:
+        episodes = [ws.writer().episode(status="begun") for _ in range(3)]
+        for episode in episodes:
+            episode.append(uid=1, reward=0.0)
+        source = ws.live()
+        _settle(ws)
+        view = source.at(0)
+        calls: list[str] = []
+
+        def forbid(owner: Any, name: str) -> None:
+            real = getattr(owner, name)
+
+            def counted(*a: Any, **k: Any) -> Any:
+                calls.append(name)
+                return real(*a, **k)
+
+            monkeypatch.setattr(owner, name, counted)
+
+        for owner, names in {
+            os: ("listdir", "scandir", "open"),
+            io: ("open",),
+            mmap: ("mmap",),
+            json: ("loads",),
+            WriterLog: ("pieces", "tails", "step_facts", "_refresh"),
+            np: ("empty", "array"),
+        }.items():
+            for name in names:
+                forbid(owner, name)
+        for _ in range(100):
+            assert source.at(0) is view
+        assert calls == []
+        episodes[1].append(uid=2, reward=0.0)
+        assert source.at(0).cut.rows == 4
+        assert {"pieces", "empty"} <= set(calls) and not {"listdir", "scandir", "open", "loads"} & set(calls)
+
+
+def test_a_new_writer_is_seen_at_once_however_young_or_old_the_folder() -> None:
+    with rc.create_workspace("w", PLAIN) as ws:
+        source = ws.live()
+        for k in range(1, 4):
+            _settle(ws)
+            assert source.at(0).cut.rows == k - 1
+            ws.writer().episode().append(uid=k, reward=0.0)
+            assert source.at(0).cut.rows == k
+        now = time.time_ns()
+        os.utime(ws.path / "log", ns=(now, now))
+        assert source.at(0).cut.rows == 3
+        ws.writer().episode().append(uid=9, reward=0.0)
+        os.utime(ws.path / "log", ns=(now, now))  # the file system's clock ticks some 100 times a second
+        assert source.at(0).cut.rows == 4
+
+
+def test_closed_logs_are_looked_at_no_more() -> None:
+    with rc.create_workspace("w", PLAIN) as ws:
+        writers = [ws.writer() for _ in range(3)]
+        source = ws.live()
+        for writer in writers:
+            writer.episode().append(uid=0, reward=0.0)
+        assert source.at(0).cut.rows == 3
+        for writer in writers[:2]:
+            writer.close()
+        assert len(source.at(0).cut.facts) == 2, "a log that closes says that its episodes were interrupted"
+        logs = ws._hot().logs
+        assert [logs[w.id].sealed for w in writers] == [True, True, False]
+        assert [s.durable for s in ws.stats().writers if not s.live] == [1, 1]
+        assert [log.writer for log in source._growing] == [writers[2].id]
+
+
+def test_a_dead_writers_log_is_what_its_recovery_says() -> None:
+    """A frame that was whole when its writer died counts, published or not; readers find the seal by its mark."""
+    with rc.create_workspace("w", PLAIN) as ws:
+        child = run_python(UNPUBLISHED, str(ws.path))
+        store = HotStore(ws.path / "log", ws._hot().layouts)
+        source = LiveSource(store)
+        before = source.at(0)
+        assert before.rows.gather(np.arange(2), ("uid",))["uid"].tolist() == [0, 1]
+        assert before.cut.rows == 2 and child == ""
+        assert [r.rows for r in rc.open_workspace("w").recovered] == [3]
+        view = source.at(0)
+        assert view.rows.gather(np.arange(3), ("uid",))["uid"].tolist() == [0, 1, 2]
+        assert store.logs[view.cut.extents[0].writer].sealed
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_window_is_refused() -> None:
+    with rc.create_workspace("w", PLAIN) as ws:
+        for bad in (0, -1, 1.5, True):
+            with pytest.raises(errors.ArgumentError, match="last"):
+                ws.live(last=bad)  # type: ignore[arg-type]
+        assert len(ws.live().at(0)) == len(ws.live(last=3).at(0)) == 0
+    with pytest.raises(errors.SchemaError, match="no schema"):
+        rc.create_workspace("empty").live()
+
+
+def test_a_cut_whose_rows_are_gone_is_refused_by_name() -> None:
+    with rc.create_workspace("a", PLAIN) as a, rc.create_workspace("b", PLAIN) as b:
+        writer = a.writer()
+        writer.episode().append(uid=0, reward=0.0)
+        source = a.live()
+        cut = source.at(0).cut
+        assert_same(everything(source.pinned(cut)), everything(source.at(0)))
+        with pytest.raises(errors.NotFound, match=f"rows 0 to 1 of writer {writer.id}"):
+            b.live().pinned(cut)
+        with pytest.raises(errors.NotFound, match="rows 0 to 5"):
+            source.pinned(rc.Cut((rc.Extent(writer.id, 0, 5),), ()))
