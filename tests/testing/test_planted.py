@@ -13,16 +13,21 @@ from recollect.testing.disk import PAGE, Versions, compose_file
 from tests.support import run_python
 
 PLANTED = {
-    "kills: a step is shown one append late": (
+    "kills: a step is acknowledged before it is written": (
         "kills",
         """
-from recollect.hot.growing import GrowingLog
-real = GrowingLog.publish
-def publish(self):
-    self.late = getattr(self, "late", 0) + 1
-    if self.late % 5:
-        real(self)
-GrowingLog.publish = publish
+from recollect.hot.writer import Episode
+from recollect.view import StepId
+real = Episode.append
+held = {}
+def append(self, **step):
+    waiting = held.pop(id(self), None)
+    id_ = real(self, **waiting) if waiting else None
+    if step.get("terminated") or step.get("truncated"):
+        return real(self, **step)
+    held[id(self)] = step
+    return StepId(self._writer.id, id_.seq + 1 if id_ else 0)
+Episode.append = append
 """,
     ),
     "power: a sync that flushes nothing": (
@@ -48,8 +53,16 @@ files.sync_folder = segment.sync_folder = lambda path: None
     "power: frames are not verified": (
         "power",
         """
-import recollect.hot.recover as recover
-recover.frame_is_whole = lambda segment, row, count: True
+from recollect.hot.checked import Checked
+def whole_rows(self, start, stop):
+    records, header = self._records, self._header
+    while start < min(stop, len(records)) and records["seq"][start] == header.first_row + start and (
+        records["writer"][start] == header.writer
+    ):
+        start += 1
+    return start
+Checked.whole_rows = whole_rows
+Checked.require_rows = lambda self, low, high: None
 """,
     ),
 }
@@ -58,8 +71,11 @@ recover.frame_is_whole = lambda segment, row, count: True
 @pytest.mark.parametrize("bug", sorted(PLANTED))
 def test_a_bug_that_is_put_in_is_found(bug: str) -> None:
     harness, patch = PLANTED[bug]
-    code = f"""{patch}
+    code = f"""
 from recollect.testing import {harness}
+{harness}.warm_up()
+{harness}.warm_up = lambda: None
+{patch}
 report = {harness}.run(40, seed=3)
 print(len(report.finds), report.finds[0].what.strip().splitlines()[-1] if report.finds else report)
 """

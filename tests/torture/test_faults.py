@@ -350,7 +350,7 @@ def test_a_refused_flush_ends_the_writer_and_no_other(
         play.model.bounds[0].most_marks = 0
     play.check(tmp_path / "w")
     with rc.open_workspace(tmp_path / "w") as ws:
-        durable = {w.writer: w.durable_rows for w in ws.stats().writers}
+        durable = {w.writer: w.durable for w in ws.stats().writers}
         assert durable[play.actor.writers[0].id] >= STEPS
 
 

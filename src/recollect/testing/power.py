@@ -11,7 +11,6 @@ again during recovery.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -22,8 +21,8 @@ from pathlib import Path
 
 from recollect.errors import ArgumentError, CorruptionError, NotFound
 from recollect.hot.files import file_system_type
+from recollect.hot.layouts import Layouts
 from recollect.hot.segment import ROWS_MASK, Segment
-from recollect.records.layout import Layout
 from recollect.schema import Schema
 from recollect.testing.actor import Actor, Journal, random_ops
 from recollect.testing.cases import Report, run_cases
@@ -79,7 +78,7 @@ def power_case(folder: Path, chance: random.Random, counts: Counter[str]) -> Non
     journal.close()
     while chance.random() < 0.25:
         left = _cut_recovery(left, chance, counts)
-    published = published_rows(left / "w")
+    published = published_rows(left / "w", schema)
     with rebooted(), opened(left / "w", made) as workspace:
         if workspace is None:
             counts["cuts before there was a workspace"] += 1
@@ -201,17 +200,15 @@ def check_reports(workspace: Workspace, published: dict[int, int]) -> int:
     return len(lost)
 
 
-def published_rows(path: Path) -> dict[int, int]:
+def published_rows(path: Path, schema: Schema) -> dict[int, int]:
     """What the counters of each unsealed log say, as they lie on the disk. The lock tells a log that was begun."""
     out: dict[int, int] = {}
-    if not (path / "schema.json").exists():
-        return out
-    layout = Layout.of(Schema.from_dict(json.loads((path / "schema.json").read_bytes())))
+    layouts = Layouts({1: schema}.get)
     for log in (path / "log").glob("*") if (path / "log").is_dir() else ():
         if (log / "sealed.json").exists() or not (log / "lock").exists():
             continue
         for segment in sorted(log.glob("*.seg")):
             with contextlib.suppress(CorruptionError):
-                rows = Segment.open_(segment, layout).word & ROWS_MASK
+                rows = Segment.open_(segment, layouts).word & ROWS_MASK
                 out[int(log.name, 16)] = out.get(int(log.name, 16), 0) + rows
     return out
