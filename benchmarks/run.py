@@ -17,28 +17,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import hot
+from lines import Line, verdict
 from timing import in_turns, per_call_us
 
 HERE = Path(__file__).parent
 ROWS = 500_000
 EPISODE = 200
 BATCH = 256
-
-
-@dataclass
-class Line:
-    """One line of the table."""
-
-    work: str
-    measured: str
-    goal: str
-    met: str
 
 
 def main() -> None:
@@ -70,6 +61,8 @@ def everything(folder: Path, rounds: int) -> Iterator[Line]:
     fill(workspace)
     yield from snapshot(rc, workspace, folder, max(3, rounds // 3))
     yield from uniform(rc, folder, rounds)
+    workspace.close()
+    yield from hot.measure(rc, folder, rounds)
     yield from start_up(rounds)
 
 
@@ -258,10 +251,6 @@ def start_up(rounds: int) -> Iterator[Line]:
         "under 150 ms",
         verdict(got["recollect"] < 150),
     )
-
-
-def verdict(met: bool) -> str:
-    return "met" if met else "**missed**"
 
 
 def table(lines: list[Line]) -> str:

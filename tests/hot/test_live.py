@@ -176,7 +176,7 @@ def _handed_over(ws: rc.Workspace) -> tuple[rc.Writer, rc.Writer]:
 
 def _reader(ws: rc.Workspace) -> LiveSource:
     """A source with logs of its own, which have seen nothing yet."""
-    return LiveSource(HotStore(ws.path / "log", ws._hot().layout))
+    return LiveSource(HotStore(ws.path / "log", ws._hot().layouts))
 
 
 def test_a_resumed_step_comes_after_its_predecessor() -> None:

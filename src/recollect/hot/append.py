@@ -76,7 +76,7 @@ class StepAppender:
             if episode.ended:
                 raise ended_error(episode)
             if log.rows >= log.max_rows:
-                log.roll()
+                log.turn_page()
             if type(terminated) is not bool or type(truncated) is not bool:
                 terminated, truncated = _flag(terminated, "terminated"), _flag(truncated, "truncated")
             if priority is not None:
@@ -90,7 +90,7 @@ class StepAppender:
                 prepared, heap_bytes = self.fields.prepare_step(values, episode.history)
             if next_observation is not None:
                 observed = self._check_next(episode, values, next_observation, prepared)
-                if not (terminated or truncated) and self.fields.tailed:
+                if episode.lane is None and self.fields.tailed and not (terminated or truncated):
                     log.tails.take(episode)
                 if prepared is not None and self._simple is None:
                     heap_bytes += sum(len(v) for _, v in observed if type(v) is bytes)
@@ -334,7 +334,8 @@ class StepAppender:
     def _put_tail(self, episode: OpenEpisode, observed: Any, now: int, seq: int) -> None:
         """Leaves the observation after the newest step in a tail slot."""
         tails = self.log.tails
-        tail, slot = tails.next_slot(episode)
+        tails.turn(episode, seq)
+        tail, slot = tails.slot(episode)
         if self._simple is not None:
             tail.records[self._simple[1]][slot] = observed
         else:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recollect.errors import FieldError
-from recollect.hot.fields import MISSING, FieldWriters, padded
+from recollect.hot.fields import MISSING, FieldWriters
 from recollect.records.block import Values
 from recollect.schema import Frames, Leaf
 from recollect.schema.fields import is_heap
 from recollect.schema.values import cast_dtype
 
 Histories = Sequence[Mapping[str, list[NDArray[Any]]]]
+Older: TypeAlias = Callable[[int], "tuple[NDArray[Any], NDArray[np.bool_]]"]
+"""`older(j)`: plane j of the `stack - 1` before every row in its episode, and which of them are padding with zeros."""
 
 
 def take_columns(
@@ -26,7 +28,7 @@ def take_columns(
     which: NDArray[np.int64],
     histories: Histories,
     rows: NDArray[np.int64] | None = None,
-) -> tuple[dict[str, Values], dict[str, NDArray[Any]]]:
+) -> tuple[dict[str, Values], dict[str, Older]]:
     """Every given field as checked values, optional fields that are absent left out; and the planes that the stacks of
     next observations must begin with.
 
@@ -46,7 +48,7 @@ def take_columns(
         if np.shape(mask) != (n,) or np.asarray(mask).dtype != np.bool_:
             raise FieldError(f"valid[{path!r}] holds one bool per row, shape ({n},)", value=mask)
     out: dict[str, Values] = {}
-    stacks: dict[str, NDArray[Any]] = {}
+    stacks: dict[str, Older] = {}
     for leaf in fields.schema.leaves:
         value, mask = fields.take(columns, leaf), (valid or {}).get(leaf.path)
         if value is MISSING and leaf.path in fields.defaults:
@@ -69,7 +71,7 @@ def take_observation(
     fields: FieldWriters,
     observation: Any,
     n: int,
-    stacks: Mapping[str, NDArray[Any]],
+    stacks: Mapping[str, Older],
     rows: NDArray[np.int64] | None = None,
 ) -> tuple[dict[str, Values] | None, NDArray[np.bool_]]:
     """The next observations as values, and which rows have one. None means that no row has."""
@@ -168,18 +170,18 @@ def _check_length(name: str, have: int, n: int) -> None:
         raise FieldError(f"column {name!r} has {have} rows, the block has {n}")
 
 
-def _newest(leaf: Leaf, values: Values, older: NDArray[Any]) -> Values:
-    """The newest plane of every stack, after a check that each begins with the planes stored before it.
-
-    Args:
-        older: `[n, stack - 1, *shape]` the planes it must begin with, oldest first.
-    """
+def _newest(leaf: Leaf, values: Values, older: Older) -> Values:
+    """The newest plane of every stack, after a check that each begins with the planes stored before it."""
     field = leaf.field
     assert isinstance(field, Frames)
     data = values.data
     if field.stack == 1 or data.ndim == 1 + len(field.shape):
         return values
-    wrong = (data[:, :-1] != older).any(axis=tuple(range(1, data.ndim)))
+    wrong = np.zeros(len(data), np.bool_)
+    inner = tuple(range(1, 1 + len(field.shape)))
+    for j in range(field.stack - 1):
+        planes, blank = older(j)
+        wrong |= np.where(blank, data[:, j].any(axis=inner), (data[:, j] != planes).any(axis=inner))
     if values.valid is not None:
         wrong &= values.valid
     if wrong.any():
@@ -191,10 +193,8 @@ def _newest(leaf: Leaf, values: Values, older: NDArray[Any]) -> Values:
     return Values(np.ascontiguousarray(data[:, -1]), values.valid)
 
 
-def _older(
-    leaf: Leaf, values: Values, which: NDArray[np.int64], histories: Histories
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """`[n, stack - 1, *shape]` each: the planes before every row in its episode, and those before its next one.
+def _older(leaf: Leaf, values: Values, which: NDArray[np.int64], histories: Histories) -> tuple[Older, Older]:
+    """The planes before every row in its episode, and those before its next one.
 
     Where an episode has none so far, its first plane repeated or zeros stand for them. A null row's plane is zeros,
     as it is when it is read.
@@ -202,15 +202,30 @@ def _older(
     field = leaf.field
     assert isinstance(field, Frames)
     planes = values.data[:, -1] if values.data.ndim > 1 + len(field.shape) else values.data
-    depth = field.stack - 1
-    before = np.zeros((len(which), depth, *field.shape), planes.dtype)
-    after = before.copy()
-    past = {k: list(histories[k].get(leaf.path, [])) for k in np.unique(which).tolist()}
-    for i, k in enumerate(which.tolist()):
-        known = values.valid is None or bool(values.valid[i])
-        plane = planes[i] if known else np.zeros(field.shape, planes.dtype)
-        before[i] = padded(field, past[k], plane)
-        past[k].append(plane)
-        after[i] = padded(field, past[k], plane)
-        del past[k][:-depth]
-    return before, after
+    if values.valid is not None:
+        planes = np.array(planes, copy=True)
+        planes[~values.valid] = 0
+    depth, zeros = field.stack - 1, field.pad == "zero"
+    past = [h.get(leaf.path, []) for h in histories]
+    held = np.array([len(p) for p in past], np.int64)
+    first_held = np.cumsum(held) - held
+    known = [np.asarray(plane)[None] for p in past for plane in p]
+    pool = np.concatenate([*known, planes]) if known else planes
+    order = np.argsort(which, kind="stable")
+    first = np.searchsorted(which[order], np.arange(len(histories)))
+    place = np.empty(len(which), np.int64)
+    place[order] = np.arange(len(which)) - first[which[order]]
+
+    def older(shift: int) -> Older:
+        def plane(j: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+            """An episode's planes are those remembered of it, then its rows here."""
+            at = held[which] + place + shift - depth + j
+            blank = (at < 0) & zeros
+            at = np.maximum(at, 0)
+            here = np.clip(first[which] + at - held[which], 0, len(which) - 1)
+            source = np.where(at < held[which], first_held[which] + at, len(known) + order[here])
+            return pool[source], blank
+
+        return plane
+
+    return older(0), older(1)

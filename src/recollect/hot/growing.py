@@ -5,6 +5,7 @@ What to write is others' business; where it goes, and when it counts, is decided
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -17,10 +18,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from recollect.errors import NotFound, StoreError, WriterError
+from recollect.hot.fields import OpenEpisode
 from recollect.hot.files import locked, os_errors, sync_folder, try_lock
 from recollect.hot.seal import Seal, seal
-from recollect.hot.segment import FACT, PAGE, VALUES, Segment, Shape, new_header
+from recollect.hot.segment import FACT, PAGE, VALUES, Header, Segment, Shape, new_header, segment_bytes
+from recollect.hot.spare import Spare
 from recollect.hot.tails import TailLanes
+from recollect.records.block import Values
 from recollect.records.layout import Layout
 from recollect.view import EpisodeKey, StepId
 
@@ -36,12 +40,17 @@ ROWS_PER_APPEND = 3
 class GrowingLog:
     """The log of one writer.
 
+    It has fewer than 30 attributes: beyond that CPython gives up its quick way to them, which an append feels.
+
     Attributes:
         id: the writer: 63 random bits from the operating system, never used again.
         lock: held while anything is written.
         segment: where rows go now; `records`, `map` and `records_at` are its own, kept close at hand.
         rows, facts, heap_used, planes: what of the segment is written. Readers see it once `publish` ran.
-        max_rows: an append may begin while `rows` is below it.
+        max_rows: an append may begin while `rows` is below it; `turn_page` comes first otherwise.
+        waiting: the episodes of the newest block whose observations wait in tail slots, and these observations `[k]` by
+            path: what the next block compares its own with, without reading the slots back. Blocks alone write the
+            tails of their episodes.
         unusable: why nothing may be written any more, None while it may.
     """
 
@@ -50,13 +59,16 @@ class GrowingLog:
         self.agent, self.layout, self.durability = agent, layout, durability
         self.folder = folder / f"{self.id:016x}"
         self.lock = threading.RLock()
-        self._synced = threading.Condition(self.lock)
-        self._syncing = False
         self.unusable: str | None = None
+        self.waiting: tuple[list[OpenEpisode], dict[str, Values]] | None = None
         self.first_row = self.first_fact = 0
         self.last_time = 0
         self._count = 0
         self._unsynced: list[Segment] = []
+        self._named = False
+        """Whether a segment got its name since the folder was last flushed."""
+        self._syncing = threading.Lock()
+        self._spare = Spare()
         self._lock_fd = _make_locked(self.folder)
         self.tails = TailLanes(self.folder, layout)
         self.segment: Segment
@@ -68,29 +80,69 @@ class GrowingLog:
 
     # -- segments ------------------------------------------------------------------------------------------
 
-    def _start(self, shape: Shape) -> None:
-        header = new_header(
+    def _header(self, shape: Shape) -> Header:
+        return new_header(
             self.id, self._count, self.first_row, self.first_fact, self.layout, shape, self.agent, time.time_ns()
         )
-        segment = Segment.create(self.folder / f"{self._count:08d}.seg", self.layout, header)
+
+    def _path(self) -> Path:
+        return self.folder / f"{self._count:08d}.seg"
+
+    def _start(self, shape: Shape) -> None:
+        header = self._header(shape)
+        blank = self._spare.take(segment_bytes(self.layout, header))
+        # The first segment says what the log is. A later one that was never flushed is cut off at recovery.
+        segment = Segment.create(self._path(), self.layout, header, blank, flush=not self._count)
         if self._count:
             self.segment.control[1] = 1
-        self.segment = segment
+        self.segment = segment  # before it is in the list: see sync
         self._count += 1
+        self._named = True
         self._unsynced.append(segment)
         self.map, self.records, self.records_at = segment.map, segment.records, segment.records_at
         control_at = segment.records_at - 2 * PAGE
         self._word = memoryview(segment.map)[control_at : control_at + 8].cast("Q")
         self.rows = self.facts = self.heap_used = 0
-        self.max_rows = shape.rows - ROWS_PER_APPEND + 1
         self.planes = dict.fromkeys(segment.planes, 0)
+        # A writer that has filled the small segments goes on in a hurry: the next one is begun early. One that
+        # never writes much costs no file that it does not need.
+        part = 2 if self._count < len(SEGMENT_BYTES) else 8
+        self._mark: Shape | None = Shape(
+            shape.rows // part, shape.facts // part, shape.planes // part, shape.heap_bytes // part
+        )
+        self.max_rows = min(self._full, shape.rows // part)
+
+    @property
+    def _full(self) -> int:
+        """Rows at which an append needs another segment."""
+        return self.segment.header.shape.rows - ROWS_PER_APPEND + 1
+
+    def _next_shape(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> Shape:
+        """The shape of the next segment, with room for the given needs."""
+        target = SEGMENT_BYTES[min(self._count, len(SEGMENT_BYTES) - 1)]
+        return Shape.fitting(
+            self.layout, target, rows + ROWS_PER_APPEND, planes + ROWS_PER_APPEND, facts + 1, heap_bytes
+        )
+
+    def turn_page(self) -> None:
+        """Makes room for one append's rows: looks ahead when a part of the segment is full, and goes on in a new
+        one when all of it is."""
+        if self.rows >= self._full:
+            self.roll()
+        else:
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Has the next segment prepared, once in every segment."""
+        if self._mark is not None:
+            self._mark = None
+            self.max_rows = self._full
+            size = segment_bytes(self.layout, self._header(self._next_shape()))
+            self._spare.prepare(self.folder / f".next-{self._count:08d}.new", size)
 
     def roll(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> None:
         """Goes on in a new segment with room for the given needs. Raises DiskFull, leaving everything as it was."""
-        target = SEGMENT_BYTES[min(self._count, len(SEGMENT_BYTES) - 1)]
-        shape = Shape.fitting(
-            self.layout, target, rows + ROWS_PER_APPEND, planes + ROWS_PER_APPEND, facts + 1, heap_bytes
-        )
+        shape = self._next_shape(rows, planes, facts, heap_bytes)
         before = self.first_row, self.first_fact
         self.first_row += self.rows
         self.first_fact += self.facts
@@ -103,13 +155,21 @@ class GrowingLog:
     def reserve(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> None:
         """Makes sure that the segment has room, rolling over where it has not."""
         shape = self.segment.header.shape
+        widest = max(self.planes.values()) if self.planes else 0
         if (
             self.rows + rows > shape.rows
             or self.facts + facts > shape.facts
             or self.heap_used + heap_bytes > shape.heap_bytes
-            or any(used + planes > shape.planes for used in self.planes.values())
+            or (self.planes and widest + planes > shape.planes)
         ):
             self.roll(rows, planes, facts, heap_bytes)
+        elif (mark := self._mark) is not None and (
+            self.rows >= mark.rows
+            or self.facts >= mark.facts
+            or self.heap_used >= mark.heap_bytes
+            or (self.planes and widest >= mark.planes)
+        ):
+            self._look_ahead()
 
     def now(self) -> int:
         """Nanoseconds since 1970, never going back within a writer."""
@@ -156,35 +216,34 @@ class GrowingLog:
 
     def sync(self) -> None:
         """Returns when everything published is on stable storage. Any failure makes the log unusable: after a failed
-        flush the kernel may count pages as clean that never reached the disk, so no later flush could be believed."""
-        with self.lock:
-            while self._syncing:  # one at a time: each keeps the tails that it covers until the next has completed
-                self._synced.wait()
+        flush the kernel may count pages as clean that never reached the disk, so no later flush could be believed.
+
+        Takes no lock that an append takes. What an append changes meanwhile is read in an order that makes up for it:
+        the list of segments first, whose last one alone may still be written; then what of that one counts, with the
+        tails; then the tails' files.
+        """
+        with self._syncing:
             self.check()
-            segments, tails = [(s, s.word) for s in self._unsynced], list(self.tails.files)
-            newest = self.segment
-            self.tails.sync_begins()
-            self._syncing = True
-        try:
-            with os_errors("syncing", self.folder):
-                for tail in tails:
-                    tail.sync()
-                for segment, word in segments:
-                    segment.sync(word)
-        except BaseException:
-            self.unusable = "a sync failed, so its unsynced steps may not survive a power cut"
-            with self.lock:
-                self._syncing = False
-                self._synced.notify_all()
-            raise
-        with self.lock:
+            *rolled, last = list(self._unsynced)
+            word = self.tails.sync_begins(last.control_words())
+            tails = list(self.tails.files)
+            try:
+                with os_errors("syncing", self.folder):
+                    if self._named:
+                        self._named = False
+                        sync_folder(self.folder)
+                    for tail in tails:
+                        tail.sync()
+                    for segment in rolled:
+                        segment.sync(segment.word)
+                    last.sync(word)
+            except BaseException:
+                self.unusable = "a sync failed, so its unsynced steps may not survive a power cut"
+                raise
             self.tails.sync_completed()
-            done = [s for s, _ in segments if s is not newest]
-            self._unsynced = [s for s in self._unsynced if s not in done]
-            self._syncing = False
-            self._synced.notify_all()
-        for segment in done:
-            segment.close()
+            for segment in rolled:
+                self._unsynced.remove(segment)
+                segment.close()
 
     @property
     def position(self) -> tuple[int, int]:
@@ -213,11 +272,13 @@ class GrowingLog:
                 segment.close()
             for tail in self.tails.files:
                 tail.close()
+            with contextlib.suppress(OSError):
+                self._spare.discard()
 
     def abandon_after_fork(self) -> None:
         """In a forked child: the parent goes on under this id, so the child may not."""
-        self.lock = threading.RLock()
-        self._synced, self._syncing = threading.Condition(self.lock), False
+        self.lock, self._syncing = threading.RLock(), threading.Lock()
+        self._spare.forget_after_fork()
         self.unusable = "it was opened before a fork"
         self._release()
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from recollect.errors import ArgumentError, EpisodeError
-from recollect.hot.blocks import BlockAppender, OpenNew, Rows, check_priorities, flat
 from recollect.hot.columns import take_columns, take_observation
+from recollect.hot.extend import BlockAppender, OpenNew, flat, take_priorities
 from recollect.hot.fields import OpenEpisode
+from recollect.hot.rows import Rows
 from recollect.view import EpisodeKey
 
 
@@ -23,6 +24,9 @@ class Lanes:
         self._appender, self._open, self._close = appender, open_new, close
         self.num_envs = num_envs
         self._states: list[OpenEpisode | None] = [None] * num_envs
+        self._all = np.arange(num_envs)
+        self._alone = np.full(num_envs, -1)
+        self._keys = np.empty((num_envs, 2), np.int64)
 
     def _state(self, lane: int) -> OpenEpisode | None:
         """A lane's open episode. Raises ArgumentError."""
@@ -38,7 +42,12 @@ class Lanes:
         """
         if self._state(lane) is not None:
             raise EpisodeError(f"lane {lane} has an open episode", remedy="begin() comes after its end")
-        self._states[lane] = self._open(id, attempt, facts)
+        self._begin(lane, self._open(id, attempt, facts))
+
+    def _begin(self, lane: int, state: OpenEpisode) -> OpenEpisode:
+        self._states[lane] = state
+        self._keys[lane] = state.key
+        return state
 
     def append(
         self,
@@ -63,43 +72,45 @@ class Lanes:
         """
         n, log, of = self.num_envs, self._appender.log, self._appender.fields
         nothing = np.zeros(n, np.bool_)
-        ends = [
-            flat(nothing if v is None else v, n, name, "b")
-            for name, v in (("terminated", terminated), ("truncated", truncated))
-        ]
-        act = ~nothing if active is None else flat(active, n, "active", "b")
-        prio = flat(np.full(n, np.nan) if priority is None else priority, n, "priority", "fiu").astype(np.float32)
-        check_priorities(prio)
+        term = nothing if terminated is None else flat(terminated, n, "terminated", "b")
+        trunc = nothing if truncated is None else flat(truncated, n, "truncated", "b")
+        prio = take_priorities(priority, n)
+        act = None if active is None else flat(active, n, "active", "b")
         with log.lock:
             log.check()
-            members = np.flatnonzero(act)
-            histories = [s.history if (s := self._states[lane]) is not None else {} for lane in members.tolist()]
-            taken, stacks = take_columns(of, fields, n, None, np.arange(len(members)), histories, members)
-            following, has_next = take_observation(of, next_observation, n, stacks, members)
-            if not len(members):
+            members = None if act is None or act.all() else np.flatnonzero(act)
+            lanes = range(n) if members is None else members.tolist()
+            if members is not None:
+                term, trunc, prio = term[members], trunc[members], prio[members]
+            count = len(lanes)
+            which = self._all[:count]
+            now = [self._states[lane] for lane in lanes]
+            histories = [{} if s is None else s.history for s in now]
+            taken, stacks = take_columns(of, fields, n, None, which, histories, members)
+            following = take_observation(of, next_observation, n, stacks, members)[0]
+            if not count:
                 return
-            for lane in members.tolist():
-                if self._states[lane] is None:
-                    self._states[lane] = self._open(None, None, {})
-            states = [s for lane in members.tolist() if (s := self._states[lane]) is not None]
-            self._appender.write(
-                Rows(
-                    states,
-                    np.arange(len(members)),
-                    np.array([s.step for s in states], np.int64),
-                    taken,
-                    following,
-                    has_next,
-                    ends[0][members],
-                    ends[1][members],
-                    prio[members],
-                    of.tailed,
-                ),
+            for i, lane in enumerate(lanes):
+                if now[i] is None:
+                    now[i] = self._begin(lane, self._open(None, None, {}))
+            step = np.array([s.step for s in now if s is not None], np.int64)
+            rows = Rows(
+                now,
+                which,
+                self._alone[:count],
+                which,
+                step,
+                taken,
+                following,
+                term,
+                trunc,
+                prio,
+                self._appender.observed,
             )
-            for lane in members.tolist():
-                state = self._states[lane]
-                if state is not None and state.ended:
-                    self._states[lane] = None
+            rows.keys = self._keys if members is None else self._keys[members]
+            self._appender.write(rows)
+            for i in np.flatnonzero(rows.ended).tolist():
+                self._states[lanes[i]] = None
 
     def interrupt(self, lane: int) -> None:
         """Closes a lane's episode without an end; the lane's next append opens another."""

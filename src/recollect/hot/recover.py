@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recollect.errors import ConflictError, CorruptionError
-from recollect.hot.files import lock_when_free, locked, sync_file
+from recollect.hot.files import lock_when_free, locked, sync_file, sync_folder
 from recollect.hot.layouts import Layouts
 from recollect.hot.seal import Seal, read_seal, seal
 from recollect.hot.segment import ROWS_MASK, Segment
@@ -103,6 +103,7 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
     for leftover in folder.glob(".*.new"):
         leftover.unlink(missing_ok=True)
     rows = facts = segments = checked = 0
+    unsynced = []
     counted_rows = counted_facts = 0
     whole, layout = True, layouts.newest
     for path in sorted(folder.glob("*.seg")):
@@ -127,13 +128,16 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
         end = segment.checked.whole_rows(min(from_row, shape.rows), shape.rows)
         fact_end = segment.checked.whole_facts(min(from_fact, shape.facts), shape.facts)
         checked += end - from_row
+        if moved or (end, fact_end) != (from_row, from_fact):
+            unsynced.append(path)
         rows, facts, segments = header.first_row + end, header.first_fact + fact_end, segments + 1
     lost = (rows, counted_rows) if counted_rows > rows else None
     lost_facts = max(0, counted_facts - facts)
     tails = sorted(folder.glob("*.tails"))
     lost_tails = damaged_slots(tails, layout)
-    for item in [*folder.glob("*.seg"), *tails]:
+    for item in [*unsynced, *tails]:
         sync_file(item)
+    sync_folder(folder)
     seal(folder, Seal(rows, facts, segments, False, lost, lost_facts, len(tails), lost_tails))
     writer = int(folder.name, 16)
     return Recovery(writer, rows, facts, Extent(writer, *lost) if lost else None, lost_facts, lost_tails, checked)

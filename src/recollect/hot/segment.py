@@ -6,7 +6,6 @@ space. Rows and facts are published together by one aligned 8-byte store (design
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
 import os
@@ -22,6 +21,7 @@ from recollect.errors import CorruptionError, SchemaMismatch, StoreError
 from recollect.hot.checked import Checked
 from recollect.hot.files import map_for_reading, os_errors, sync_folder
 from recollect.hot.layouts import Layouts
+from recollect.hot.spare import Blank
 from recollect.records.block import Block
 from recollect.records.layout import Layout
 from recollect.schema.fields import Frames
@@ -29,7 +29,6 @@ from recollect.schema.fields import Frames
 MAGIC = b"RCLSEG\x00\x01"
 PAGE = 4096
 FORMAT = 1
-POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14
 FACT = np.dtype(
     [
         ("crc", "<u4"),
@@ -49,6 +48,9 @@ FACT = np.dtype(
 VALUES, RESUMPTION = 0, 1
 """Kinds of fact: values of an episode or a step; an episode goes on in this log, after rows of others."""
 ROWS_MASK = (1 << 32) - 1
+CONTROL = ("published", "rolled", "sealed", "first_row")
+"""The first words of the control page: the publish word, the mark that the writer went on to the next segment, the mark
+that the log is being sealed, and the row that the segment begins with."""
 _DURABLE = np.dtype([("generation", "<u8"), ("word", "<u8"), ("crc", "<u4"), ("pad", "<u4")])
 
 
@@ -135,36 +137,38 @@ class Segment:
         self.checked = Checked(self)
 
     @classmethod
-    def create(cls, path: Path, layout: Layout, header: Header) -> Segment:
-        """Allocates, faults in, names and makes durable a new segment.
+    def create(
+        cls, path: Path, layout: Layout, header: Header, blank: Blank | None = None, *, flush: bool = True
+    ) -> Segment:
+        """Allocates, faults in and names a new segment, or names a file that is ready.
+
+        Args:
+            blank: a file of `segment_bytes(layout, header)` bytes.
+            flush: whether header and name are durable when it returns; otherwise the next sync makes them so.
 
         Raises:
             DiskFull: no room; nothing is left behind.
             StoreError: the folder cannot be written.
         """
-        temporary = path.with_name(f".{path.name}.new")
+        regions, size = _regions(layout, header)
         with os_errors("creating segment", path):
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            if blank is None:
+                blank = Blank.create(path.with_name(f".{path.name}.new"), size)
             try:
-                stat = os.fstat(fd)
+                stat = os.fstat(blank.fd)
                 header = Header(**{**header.__dict__, "device": stat.st_dev, "inode": stat.st_ino})
-                regions, size = _regions(layout, header)
-                os.posix_fallocate(fd, 0, size)
-                map_ = mmap.mmap(fd, size)
-                if hasattr(map_, "madvise"):
-                    try:
-                        map_.madvise(POPULATE_WRITE)
-                    except OSError:
-                        _touch(map_)
-                map_[: regions["control"]] = header.pack(regions)
-                os.fsync(fd)
-                os.rename(temporary, path)
-                sync_folder(path.parent)
+                blank.map[: regions["control"]] = header.pack(regions)
+                first_row = regions["control"] + 8 * CONTROL.index("first_row")
+                blank.map[first_row : first_row + 8] = header.first_row.to_bytes(8, "little")
+                if flush:
+                    os.fsync(blank.fd)
+                os.rename(blank.path, path)
+                if flush:
+                    sync_folder(path.parent)
             except BaseException:
-                os.close(fd)
-                temporary.unlink(missing_ok=True)
+                blank.discard()
                 raise
-        return cls(path, layout, header, regions, map_, fd)
+        return cls(path, layout, header, regions, blank.map, blank.fd)
 
     @classmethod
     def open_(cls, path: Path, layouts: Layouts) -> Segment:
@@ -202,10 +206,9 @@ class Segment:
         return bool(self.control[1])
 
     def control_words(self) -> memoryview:
-        """The publish word, the mark that the writer went on to the next segment, and the mark that the log is being
-        sealed: what a reader looks at again and again."""
+        """The words named in `CONTROL`: what a reader looks at again and again."""
         at = self.records_at - 2 * PAGE
-        return memoryview(self.map)[at : at + 24].cast("Q")
+        return memoryview(self.map)[at : at + 8 * len(CONTROL)].cast("Q")
 
     def mark_sealed(self) -> None:
         """Tells readers to look for a seal from now on. Comes before the seal: who finds none yet looks again.
@@ -272,8 +275,10 @@ def _regions(layout: Layout, header: Header) -> tuple[dict[str, int], int]:
     for path, count in layout.plane_bytes.items():
         sizes[f"planes/{path}"] = shape.planes * count
     sizes["heap"] = shape.heap_bytes
-    widest = {**dict.fromkeys(sizes, 1 << 60), "control": 0}
-    at = len(header.pack(widest)) + PAGE
+    # As long as it can get, so that the size is known before the roll decides where the segment begins.
+    unknown = ("index", "first_row", "first_fact", "device", "inode", "pid", "created_ns")
+    longest = Header(**{**header.__dict__, **dict.fromkeys(unknown, 1 << 63)})
+    at = len(longest.pack({**dict.fromkeys(sizes, 1 << 60), "control": 0})) + PAGE
     regions = {}
     for name, size in sizes.items():
         regions[name] = at
@@ -281,9 +286,9 @@ def _regions(layout: Layout, header: Header) -> tuple[dict[str, int], int]:
     return regions, at
 
 
-def _touch(map_: mmap.mmap) -> None:
-    """Faults every page in on kernels without MADV_POPULATE_WRITE."""
-    ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(map_)), 0, len(map_))
+def segment_bytes(layout: Layout, header: Header) -> int:
+    """The size of a segment's file. Where the segment begins makes no difference."""
+    return _regions(layout, header)[1]
 
 
 def new_header(

@@ -12,6 +12,8 @@ from __future__ import annotations
 import mmap
 import os
 import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from numpy.typing import NDArray
 from recollect.errors import CorruptionError
 from recollect.hot.fields import FieldWriters, OpenEpisode
 from recollect.hot.files import map_for_reading, os_errors, sync_folder
-from recollect.hot.segment import PAGE, POPULATE_WRITE, _touch
+from recollect.hot.segment import CONTROL, PAGE, ROWS_MASK
+from recollect.hot.spare import fault_in
 from recollect.masking import keep
 from recollect.records.block import Block
 from recollect.records.layout import Layout, column
@@ -39,31 +42,34 @@ def lanes_per_file(layout: Layout) -> int:
     return max(1, min(LANES_PER_FILE, FILE_BYTES // (SLOTS * slot_bytes(layout))))
 
 
-def _pack(newest: int, durable: int, syncing: int) -> int:
+def _pack(newest: int, durable: int, covered: int) -> int:
     """A lane's state in one byte: the slot of the newest tail, the newest that a completed sync covered, and the newest
-    that a sync under way covers; `_NONE` for none."""
-    return newest + SLOTS * (durable + (SLOTS + 1) * syncing)
+    that the last sync to begin covers; `_NONE` for none."""
+    return newest + SLOTS * (durable + (SLOTS + 1) * covered)
 
 
-def _transitions() -> tuple[bytes, bytes, bytes]:
-    """State → state, as tables for `bytes.translate`: a tail is written; a sync begins; it has completed."""
-    written, begun, done = bytearray(256), bytearray(256), bytearray(256)
-    for syncing in range(SLOTS + 1):
+def _written() -> bytes:
+    """State → state when a tail is written: to a slot that is none of the three."""
+    table = bytearray(256)
+    for covered in range(SLOTS + 1):
         for durable in range(SLOTS + 1):
             for newest in range(SLOTS):
-                state = _pack(newest, durable, syncing)
-                free = min(set(range(SLOTS)) - {newest, durable, syncing})
-                written[state] = _pack(free, durable, syncing)
-                begun[state] = _pack(newest, durable, newest)
-                done[state] = _pack(newest, syncing, _NONE)
-    return bytes(written), bytes(begun), bytes(done)
+                free = min(set(range(SLOTS)) - {newest, durable, covered})
+                table[_pack(newest, durable, covered)] = _pack(free, durable, covered)
+    return bytes(table)
 
 
-_WRITTEN, _BEGUN, _DONE = _transitions()
+_WRITTEN = _written()
 
 
 class TailLanes:
-    """A writer's lanes of tail slots, and which of them are free. The log's lock is held by whoever calls."""
+    """A writer's lanes of tail slots, and which of them are free. The log's lock is held by whoever calls, save for
+    `sync_begins` and `sync_completed`, which no append waits for.
+
+    What a sync covers has to be one moment for all lanes, and an append must know it. So the control words of the
+    newest segment are copied by one call that runs no Python code: the interpreter lets no append come between. Each
+    lane takes note of it at its next tail, from the rows that its tails follow.
+    """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
         self._folder, self._layout = folder, layout
@@ -71,6 +77,11 @@ class TailLanes:
         self.files: list[TailFile] = []
         self._free: list[int] = []
         self._state = bytearray()
+        self._follows: list[int] = []
+        """Slot → the row that its tail follows, -1 before there was one."""
+        self._covered: deque[int] = deque([0] * len(CONTROL), maxlen=len(CONTROL))
+        self._durable_rows = 0
+        self._seen: list[tuple[int, ...]] = []
 
     def ensure(self, count: int) -> None:
         """Makes sure that so many lanes are free. Raises DiskFull."""
@@ -82,6 +93,8 @@ class TailLanes:
         self.files.append(TailFile.create(self._folder / f"{count:08d}.tails", self._layout))
         self._free += range(self.per_file * (count + 1) - 1, self.per_file * count - 1, -1)
         self._state += bytes([_pack(0, _NONE, _NONE)]) * self.per_file
+        self._follows += [-1] * (SLOTS * self.per_file)
+        self._seen += [()] * self.per_file
 
     def take(self, episode: OpenEpisode) -> None:
         """Gives an episode its lane, when it has none yet. Raises DiskFull."""
@@ -94,25 +107,61 @@ class TailLanes:
             self._free.append(episode.lane)
             episode.lane = None
 
+    def turn(self, episode: OpenEpisode, row: int) -> None:
+        """Goes on to the slot for an episode's next tail, which follows `row` and becomes its newest."""
+        lane = episode.lane
+        assert lane is not None
+        covered = tuple(self._covered)
+        if covered != self._seen[lane]:
+            self._settle(lane, covered)
+        state = self._state[lane] = _WRITTEN[self._state[lane]]
+        self._follows[SLOTS * lane + state % SLOTS] = row
+
+    def _settle(self, lane: int, covered: tuple[int, ...]) -> None:
+        """Takes note of a sync that began since the lane's newest tail was written."""
+        follows = self._follows[SLOTS * lane : SLOTS * (lane + 1)]
+
+        def newest_below(rows: int) -> int:
+            row, slot = max((row, slot) for slot, row in enumerate(follows) if row < rows)
+            return _NONE if row < 0 else slot
+
+        durable, begun = self._durable_rows, _rows(covered)
+        newest = self._state[lane] % SLOTS
+        self._state[lane] = _pack(
+            newest,
+            newest_below(durable) if min(follows) < durable else _NONE,
+            newest_below(begun) if min(follows) < begun else _NONE,
+        )
+        self._seen[lane] = covered
+
     def slot(self, episode: OpenEpisode) -> tuple[TailFile, int]:
         """The file and slot of an episode's newest tail."""
         assert episode.lane is not None
         file, lane = divmod(episode.lane, self.per_file)
         return self.files[file], SLOTS * lane + self._state[episode.lane] % SLOTS
 
-    def next_slot(self, episode: OpenEpisode) -> tuple[TailFile, int]:
-        """The file and slot for an episode's next tail, which becomes its newest."""
-        assert episode.lane is not None
-        self._state[episode.lane] = _WRITTEN[self._state[episode.lane]]
-        return self.slot(episode)
-
-    def sync_begins(self) -> None:
-        """From now on the newest tails are kept: the sync covers them."""
-        self._state = self._state.translate(_BEGUN)
+    def sync_begins(self, control: memoryview) -> int:
+        """From now on the newest tails of the rows that `control` counts are kept: the sync covers them. Returns the
+        publish word."""
+        self._covered.extend(control)
+        return self._covered[0]
 
     def sync_completed(self) -> None:
         """The tails kept by the sync before this one may be overwritten."""
-        self._state = self._state.translate(_DONE)
+        self._durable_rows = _rows(tuple(self._covered))
+
+    def slots(self, episodes: Sequence[OpenEpisode]) -> Iterator[tuple[TailFile, NDArray[np.int64], NDArray[np.int64]]]:
+        """The newest tails of many episodes, file by file: the file, the slots `[k]`, and whose they are `[k]`, as
+        places in `episodes`."""
+        files, lanes = np.divmod(np.array([e.lane for e in episodes], np.int64), self.per_file)
+        state = self._state
+        slots = SLOTS * lanes + np.array([state[e.lane] % SLOTS for e in episodes], np.int64)  # type: ignore[index]
+        if len(self.files) == 1:
+            yield self.files[0], slots, np.arange(len(slots))
+            return
+        for file in set(files.tolist()):
+            members = np.flatnonzero(files == file)
+            yield self.files[file], slots[members], members
 
 
 class TailFile:
@@ -148,10 +197,7 @@ class TailFile:
             try:
                 os.posix_fallocate(fd, 0, size)
                 map_ = mmap.mmap(fd, size)
-                try:
-                    map_.madvise(POPULATE_WRITE)
-                except OSError:
-                    _touch(map_)
+                fault_in(map_)
                 out = cls(path, layout, map_, fd)
                 out.records[:] = FieldWriters(layout, keep).blank_void
                 out.records["writer"] = -1
@@ -192,6 +238,11 @@ class TailFile:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _rows(control: tuple[int, ...]) -> int:
+    word, _, _, first_row = control
+    return first_row + (word & ROWS_MASK)
 
 
 def slot_bytes(layout: Layout) -> int:

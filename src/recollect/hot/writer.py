@@ -12,7 +12,7 @@ from typing import Any
 
 from recollect.errors import ArgumentError, EpisodeError, StoreError, WriterError
 from recollect.hot.append import StepAppender
-from recollect.hot.blocks import BlockAppender
+from recollect.hot.extend import BlockAppender
 from recollect.hot.facts import check_facts
 from recollect.hot.fields import FieldWriters, OpenEpisode
 from recollect.hot.files import locked
@@ -57,6 +57,7 @@ class Writer:
         self._blocks = BlockAppender(self._log, fields)
         self._open: dict[EpisodeKey, OpenEpisode] = {}
         self._named: dict[int | str, OpenEpisode] = {}
+        self._most_open = 256  # entries before ended episodes are looked for
         self._episodes = 0
         self._flusher = _Flusher(self._log) if durability == "interval" else None
         _live.add(self)
@@ -124,12 +125,19 @@ class Writer:
             if values:
                 self._log.append_fact(key, None, values)
             self._episodes += 1
-            for ended in [k for k, e in self._open.items() if e.ended] if len(self._open) > 256 else ():
-                del self._open[ended]
+            if len(self._open) > self._most_open:
+                self._open = {k: e for k, e in self._open.items() if not e.ended}
+                self._most_open = max(256, 2 * len(self._open))
             opened = self._open[key] = OpenEpisode(key)
             opened.id = values.get("id")
             opened.judged = facts.get("status") is not None
         return opened
+
+    def _number(self, count: int) -> EpisodeKey:
+        """Takes the keys of so many new episodes, one after the other; the first of them."""
+        first = EpisodeKey(self.id, self._episodes)
+        self._episodes += count
+        return first
 
     def close_episode(self, episode: OpenEpisode) -> None:
         """Ends an episode that may still grow; one that neither ended nor was judged was interrupted."""
@@ -176,7 +184,7 @@ class Writer:
             FieldError: a column that is missing, unknown, or of another length, shape or dtype. Nothing was written.
             EpisodeError: steps out of order, or after an episode's end. Nothing was written.
         """
-        return self._blocks.extend(columns, self._named, self.open_episode)
+        return self._blocks.extend(columns, self._named, self.open_episode, self._number)
 
     # -- durability ----------------------------------------------------------------------------------------
 

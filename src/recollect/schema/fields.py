@@ -210,6 +210,10 @@ Field: TypeAlias = Tensor | Frames | Embedding | Ragged | Text | Json
 FIELD_TYPES: dict[str, type[Any]] = {t.type: t for t in (Tensor, Frames, Embedding, Ragged, Text, Json)}
 
 
+_WIDE = (Frames, Embedding)
+_HEAP = (Ragged, Text, Json)  # a union would be built at every call
+
+
 def is_inline(field: Field) -> bool:
     """Whether the value lies inside the packed record."""
     return isinstance(field, Tensor)
@@ -217,12 +221,12 @@ def is_inline(field: Field) -> bool:
 
 def is_wide(field: Field) -> bool:
     """Whether the value lies in a plane region of fixed-size entries beside the records."""
-    return isinstance(field, Frames | Embedding)
+    return isinstance(field, _WIDE)
 
 
 def is_heap(field: Field) -> bool:
     """Whether the value's size varies, so that it lies in the heap."""
-    return isinstance(field, Ragged | Text | Json)
+    return isinstance(field, _HEAP)
 
 
 def plane_bytes(field: Frames | Embedding) -> int:
