@@ -39,6 +39,8 @@ class Recovery:
         lost: the rows, by id, that had been published or counted as durable and were not whole; None when there are
             none. They were the last of the log.
         lost_facts: facts likewise.
+        lost_segments: files whose header or counters could not be read, so that how much they held cannot be told.
+            After a power cut the newest file may be one that no sync had reached.
         lost_tails: slots of waiting observations that were damaged. The step before such an observation is there, but
             cannot be drawn.
         checked: rows whose frames were read again.
@@ -49,6 +51,7 @@ class Recovery:
     facts: int
     lost: Extent | None
     lost_facts: int
+    lost_segments: int
     lost_tails: int
     checked: int
 
@@ -102,7 +105,7 @@ def _is_sealed(path: Path) -> bool:
 def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
     for leftover in folder.glob(".*.new"):
         leftover.unlink(missing_ok=True)
-    rows = facts = segments = checked = 0
+    rows = facts = segments = checked = lost_segments = 0
     unsynced = []
     counted_rows = counted_facts = 0
     whole, layout = True, layouts.newest
@@ -111,14 +114,17 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
             segment = Segment.open_(path, layouts)
         except CorruptionError:
             whole = False
+            lost_segments += 1
             continue
         segment.mark_sealed()
         header, shape, layout = segment.header, segment.header.shape, segment.layout
         durable = segment.durable_word
         for word in (segment.word, durable):
-            if (word & ROWS_MASK) <= shape.rows and (word >> 32) <= shape.facts:
-                counted_rows = max(counted_rows, header.first_row + (word & ROWS_MASK))
-                counted_facts = max(counted_facts, header.first_fact + (word >> 32))
+            if (word & ROWS_MASK) > shape.rows or (word >> 32) > shape.facts:
+                lost_segments += 1  # how much it held cannot be told
+                break
+            counted_rows = max(counted_rows, header.first_row + (word & ROWS_MASK))
+            counted_facts = max(counted_facts, header.first_fact + (word >> 32))
         whole = whole and (header.first_row, header.first_fact) == (rows, facts)
         if not whole:
             continue
@@ -138,9 +144,10 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
     for item in [*unsynced, *tails]:
         sync_file(item)
     sync_folder(folder)
-    seal(folder, Seal(rows, facts, segments, False, lost, lost_facts, len(tails), lost_tails))
+    seal(folder, Seal(rows, facts, segments, False, lost, lost_facts, lost_segments, len(tails), lost_tails))
     writer = int(folder.name, 16)
-    return Recovery(writer, rows, facts, Extent(writer, *lost) if lost else None, lost_facts, lost_tails, checked)
+    cut = Extent(writer, *lost) if lost else None
+    return Recovery(writer, rows, facts, cut, lost_facts, lost_segments, lost_tails, checked)
 
 
 def _remove_abandoned(folder: Path) -> None:

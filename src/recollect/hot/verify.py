@@ -146,8 +146,10 @@ class _LogCheck:
             self._rows(part, progress)
             self._facts(part)
         self._tails()
-        if self.seal is not None and (self.seal.lost is not None or self.seal.lost_facts or self.seal.lost_tails):
+        if self.seal is not None and _has_losses(self.seal):
             what = f"recovery cut off {self.seal.lost_facts:,} facts and {self.seal.lost_tails:,} waiting observations"
+            if self.seal.lost_segments:
+                what += f", {self.seal.lost_segments} segments that could not be read"
             gap = () if self.seal.lost is None else (Extent(self.writer, *self.seal.lost),)
             if gap:
                 what += f", and {gap[0].stop - gap[0].start:,} rows"
@@ -326,6 +328,10 @@ class _Part:
         self.facts = min(max(0, fact - header.first_fact), header.shape.facts)
         if self.rows > counted:
             self.rows = _whole_rows(self.segment, counted, self.rows)
+
+
+def _has_losses(seal: Seal) -> bool:
+    return bool(seal.lost or seal.lost_facts or seal.lost_segments or seal.lost_tails)
 
 
 def _is_live(folder: Path) -> bool:
