@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 import hot
+import hot_beside
 from lines import Line, verdict
 from timing import in_turns, per_call_us
 
@@ -63,6 +64,7 @@ def everything(folder: Path, rounds: int) -> Iterator[Line]:
     yield from uniform(rc, folder, rounds)
     workspace.close()
     yield from hot.measure(rc, folder, rounds)
+    yield from hot_beside.measure(rc, folder, rounds)
     yield from start_up(rounds)
 
 
