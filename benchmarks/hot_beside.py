@@ -137,7 +137,8 @@ def visible(rc: Any) -> Iterator[Line]:
     yield Line(
         "append seen by a polling process, the append's own time included",
         f"by `ws.cut()` ({cost:.0f} µs a call, one writer live) p50 {cut[0]:.0f}, p99 {cut[1]:.0f} µs; by a view of "
-        f"`ws.live()` p50 {live[0]:.0f}, p99 {live[1]:.0f} µs; by the counter itself p50 {raw[0]:.0f}, p99 {raw[1]:.0f} µs",
+        f"`ws.live()` p50 {live[0]:.0f}, p99 {live[1]:.0f} µs; by the counter itself p50 {raw[0]:.0f}, "
+        f"p99 {raw[1]:.0f} µs",
         "p99 under 200 µs",
         verdict(cut[1] < 200),
     )
