@@ -1,4 +1,4 @@
-"""The hot log: how fast it takes rows in, what durability, other readers and recovery cost.
+"""The hot log: how fast it takes rows in, and what durability costs. `hot_beside.py` has what others cost it.
 
     python benchmarks/hot.py          prints these lines alone; `make bench` puts them into the table
 
@@ -9,13 +9,11 @@ one fdatasync of them, or the same work without the other process.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import mmap
 import os
-import shutil
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from children import answer, child, tell
 from lines import Line, verdict
 from timing import in_turns, per_call_us
 
@@ -44,9 +43,6 @@ def measure(rc: Any, folder: Path, rounds: int) -> Iterator[Line]:
     yield from lanes(rc, rounds)
     yield from durability(rc, rounds)
     yield from stalls(rc)
-    yield from beside_a_snapshot(rc, folder, rounds)
-    yield from visible(rc)
-    yield from recovery(rc, folder)
 
 
 def schema_of(rc: Any) -> Any:
@@ -218,23 +214,6 @@ with hot.preallocated(), ws.writer(durability="process") as writer:
 """
 
 
-def child(code: str, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-
-def tell(process: subprocess.Popen[str], line: str = "go") -> None:
-    assert process.stdin is not None
-    process.stdin.write(line + "\n")
-    process.stdin.flush()
-
-
-def answer(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
 def two_writers(rc: Any, rounds: int) -> Iterator[Line]:
     """Processes of their own, which begin together."""
     ws = rc.create_workspace("bench-two", schema_of(rc), durability="process")
@@ -384,189 +363,14 @@ def stalls(rc: Any) -> Iterator[Line]:
     )
 
 
-SNAPSHOT = """
-import sys
-import recollect as rc
-ws = rc.open_workspace(sys.argv[1])
-ws.snapshot(sys.argv[2] + "-0")
-print("ready", flush=True)
-k = 1
-while sys.stdin.readline():
-    ws.snapshot(f"{sys.argv[2]}-{k}")
-    k += 1
-    print("done", flush=True)
-"""
-
-
-def beside_a_snapshot(rc: Any, folder: Path, rounds: int) -> Iterator[Line]:
-    """The median append while a process of its own promotes the same workspace to local disk, again and again."""
-    ws = rc.create_workspace("bench-beside", schema_of(rc), durability="interval")
-    columns = block()
-    with ws.writer() as filler:
-        for _ in range(max(20, int(300 * SCALE))):
-            filler.extend(columns)
-    writer = ws.writer()
-    episode = writer.episode()
-    observation = np.zeros(12, np.float32)
-    other = child(SNAPSHOT, "bench-beside", str(folder / "beside"))
-    assert answer(other) == "ready"
-    os.set_blocking(other.stdout.fileno(), False)  # type: ignore[union-attr]
-
-    def median(busy: bool) -> float:
-        took = np.empty(5_000)
-        for part in range(2):
-            if busy:
-                tell(other)
-            while True:
-                for k in range(len(took) // 2):
-                    start = time.perf_counter()
-                    episode.append(observation=observation, action=1, reward=1.0)
-                    took[part * len(took) // 2 + k] = time.perf_counter() - start
-                    time.sleep(0)
-                if not busy or answer(other) == "done":
-                    break
-        return float(np.median(took)) * 1e6
-
-    got = in_turns({"alone": lambda: median(False), "beside": lambda: median(True)}, rounds)
-    assert other.stdin is not None
-    other.stdin.close()
-    other.wait()
-    ws.close()
-    rc.delete_workspace("bench-beside")
-    ratio = got["beside"] / got["alone"]
-    yield Line(
-        "median append while another process snapshots the workspace",
-        f"{got['beside']:.1f} µs = {ratio:.2f} × alone ({got['alone']:.1f} µs)",
-        "at most 1.3 ×; waits on no lock: `tests/hot/test_no_waits.py`",
-        verdict(ratio <= 1.3),
-    )
-
-
-STAMP = """
-import sys, time
-import numpy as np
-import recollect as rc
-ws = rc.open_workspace(sys.argv[1])
-with ws.writer(durability="process") as writer, writer.episode() as episode:
-    seen = np.zeros(12, np.float32)
-    episode.append(observation=seen, action=0, reward=0.0)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    for _ in range(int(sys.argv[2])):
-        until = time.perf_counter_ns() + 500_000
-        while time.perf_counter_ns() < until:
-            pass
-        episode.append(observation=seen, action=time.perf_counter_ns(), reward=0.0)
-"""
-
-
-def visible(rc: Any) -> Iterator[Line]:
-    """From the moment a process calls `append` to the moment that another, which polls, knows of the row."""
-    ws = rc.create_workspace("bench-visible", schema_of(rc))
-    count = max(200, int(2_000 * SCALE))
-
-    def latencies(poll: Callable[[Any], int]) -> Any:
-        other = child(STAMP, "bench-visible", str(count))
-        assert answer(other) == "ready"
-        log = next(log for log in _logs(ws) if not log.sealed)
-        first = log.rows
-        seen, at = first, []
-        tell(other)
-        while seen < first + count:
-            rows = poll(log)
-            if rows != seen:
-                now = time.perf_counter_ns()
-                sent = log.segments[-1].records["/action"][seen:rows].tolist()
-                at += [now - s for s in sent]
-                seen = rows
-        other.communicate()
-        return np.percentile(np.array(at) / 1e3, [50, 99])
-
-    def by_cut(log: Any) -> int:
-        return int(next(e for e in ws.cut().extents if e.writer == log.writer).stop)
-
-    raw = latencies(lambda log: log.segments[-1].word & 0xFFFFFFFF)
-    cut = latencies(by_cut)
-    cost = per_call_us(ws.cut, 500)
-    ws.close()
-    rc.delete_workspace("bench-visible")
-    yield Line(
-        "append seen by a polling process, the append's own time included",
-        f"by `ws.cut()` ({cost:.0f} µs a call, one writer live) p50 {cut[0]:.0f}, p99 {cut[1]:.0f} µs; by the counter "
-        f"itself p50 {raw[0]:.0f}, p99 {raw[1]:.0f} µs",
-        "p99 under 200 µs",
-        verdict(cut[1] < 200),
-    )
-
-
-def _logs(ws: Any) -> list[Any]:
-    ws.cut()
-    return list(ws._store.logs.values())
-
-
-# -- recovery --------------------------------------------------------------------------------------------------------
-
-LEAVE = """
-import os, sys
-sys.path.insert(0, sys.argv[3])
-import recollect as rc, hot
-ws, columns = rc.open_workspace(sys.argv[1]), hot.block()
-writer = ws.writer(durability="process")
-durable, tail = map(int, sys.argv[2].split(","))
-for part, count in enumerate((durable, tail)):
-    for _ in range(count // hot.BLOCK):
-        writer.extend(columns)
-    if not part:
-        writer.sync()
-os.kill(os.getpid(), 9)
-"""
-
-
-def recovery(rc: Any, folder: Path) -> Iterator[Line]:
-    """Opening after a death: on the same boot, and as after a power cut (a copy), by the size of the undurable tail."""
-    from recollect.hot.recover import recover
-    from recollect.records.layout import Layout
-
-    layout = Layout.of(schema_of(rc))
-    most = max(10_000, int(1_000_000 * SCALE) // BLOCK * BLOCK)
-    took: dict[tuple[int, int], tuple[float, float]] = {}
-    for durable, tail in ((0, most // 100), (0, most // 10), (0, most), (most, most // 100)):
-        ws = rc.create_workspace("bench-recovery", schema_of(rc))
-        child(LEAVE, "bench-recovery", f"{durable},{tail}", str(Path(__file__).parent)).communicate()
-        copies = [folder / f"copied-{k}" for k in range(3)]
-        for where in copies:
-            shutil.copytree(ws.path / "log", where)
-        times = []
-        for where in (*copies, ws.path / "log"):
-            os.sync()  # recovery flushes what it keeps; the disk's part is not what is compared
-            start = time.perf_counter()
-            (done,) = recover(where, layout)
-            times.append((time.perf_counter() - start) * 1e3)
-            assert done.rows == durable + tail, done
-        took[durable, tail] = (times[-1], sorted(times[:3])[1])
-        for where in copies:
-            shutil.rmtree(where)
-        ws.close()
-        rc.delete_workspace("bench-recovery")
-    sizes = ", ".join(f"{tail:,}: {b:.0f}" for (durable, tail), (_, b) in took.items() if not durable)
-    (killed, _), (_, alone) = took[0, most], took[0, most // 100]
-    (_, behind) = took[most, most // 100]
-    yield Line(
-        "recovery of a dead writer's log, ms by undurable rows (in the page cache)",
-        f"verified as after a power cut: {sizes}; {most // 100:,} behind {most:,} durable ones: {behind:.0f} (alone "
-        f"{alone:.0f}); {most:,} after a kill on the same boot: {killed:.0f}",
-        "grows with the undurable tail only",
-        verdict(behind < max(3 * alone, alone + 20)),
-    )
-
-
 def main() -> None:
+    import hot_beside
     import recollect as rc
 
     with tempfile.TemporaryDirectory(prefix="recollect-bench-") as folder:
         os.environ["RECOLLECT_HOME"] = f"{folder}/home"
         os.environ["RECOLLECT_CACHE"] = f"{folder}/cache"
-        for line in measure(rc, Path(folder), 15):
+        for line in itertools.chain(measure(rc, Path(folder), 15), hot_beside.measure(rc, Path(folder), 15)):
             print(json.dumps(line.__dict__, ensure_ascii=False), flush=True)
 
 

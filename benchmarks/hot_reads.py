@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from lines import Line, verdict
+
 BLOCK = 2_000
 SMALL = 100_000
 STEPS = 10
@@ -38,9 +40,8 @@ print(json.dumps([1e3 * (opened - begin), 1e3 * (time.perf_counter() - opened), 
 """
 
 
-def measure(rows: int = 10_000_000, calls: int = 2_000) -> list[tuple[str, str, str, bool | None]]:
-    """Lines for the table: work, what was measured, the goal, whether it was met (None: there is no goal)."""
-    import recollect as rc
+def measure(rc: Any, rows: int = 10_000_000, calls: int = 2_000) -> list[Line]:
+    """Lines for the table."""
 
     small, big = SMALL, max(rows, 2 * SMALL)
     fill(rc, "reads-small", small)
@@ -65,22 +66,20 @@ def measure(rows: int = 10_000_000, calls: int = 2_000) -> list[tuple[str, str, 
     milliseconds, first, kilobytes = (sorted(x)[2] for x in zip(*opened["reads"], strict=True))
     grown = kilobytes - sorted(x[2] for x in opened["reads-small"])[2]
     return [
-        (
+        Line(
             f"open {big:,} rows",
             f"{milliseconds:.0f} ms, first `recent(32)` {first:.0f} ms more; {grown / 1024:+.1f} MiB against {small:,}",
             "under 300 ms, memory independent of rows",
-            milliseconds < 300 and grown < 16 << 10,
+            verdict(milliseconds < 300 and grown < 16 << 10),
         ),
-        (f"`recent(32)` at {big:,} rows", shown(recent), "p99 under 1 ms", recent[1] < 1),
-        (f"`episode(id)` among {episodes:,}, named", shown(by_id), "p99 under 2 ms", by_id[1] < 2),
-        ("the same by default id", shown(by_key), "p99 under 2 ms", by_key[1] < 2),
-        ("the same, ten steps appended before each", shown(growing), "-", None),
-        (
+        Line(f"`recent(32)` at {big:,} rows", shown(recent), "p99 under 1 ms", verdict(recent[1] < 1)),
+        Line(f"`episode(id)` among {episodes:,}, named", shown(by_id), "p99 under 2 ms", verdict(by_id[1] < 2)),
+        Line("the same by default id", shown(by_key), "p99 under 2 ms", verdict(by_key[1] < 2)),
+        Line("the same, ten steps appended before each", shown(growing)),
+        Line(
             "catalog",
             f"made in {build:.1f} s ({1e6 * build / big:.2f} µs a row), {size / big:.1f} bytes a row; "
             f"{added:.2f} µs a row when caught up",
-            "-",
-            None,
         ),
     ]
 
@@ -166,8 +165,10 @@ def main() -> None:
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000_000
     with tempfile.TemporaryDirectory(prefix="recollect-reads-") as folder:
         os.environ["RECOLLECT_HOME"] = folder
-        for line in measure(rows):
-            print(" | ".join(str(cell) for cell in line))
+        import recollect as rc
+
+        for line in measure(rc, rows):
+            print(" | ".join((line.work, line.measured, line.goal, line.met)))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 
 import hot
+import hot_beside
+import hot_reads
 from lines import Line, verdict
 from timing import in_turns, per_call_us
 
@@ -63,6 +65,8 @@ def everything(folder: Path, rounds: int) -> Iterator[Line]:
     yield from uniform(rc, folder, rounds)
     workspace.close()
     yield from hot.measure(rc, folder, rounds)
+    yield from hot_beside.measure(rc, folder, rounds)
+    yield from hot_reads.measure(rc, int(10_000_000 * hot.SCALE), 2_000 if rounds > 5 else 300)
     yield from start_up(rounds)
 
 

@@ -34,6 +34,23 @@ for uid in range(3):
         GrowingLog.publish = lambda self: os._exit(0)
     episode.append(uid=uid, reward=0.0)
 """
+FORKED = """
+import os, sys
+import recollect as rc
+ws = rc.open_workspace(sys.argv[1])
+episode = ws.writer(durability="process").episode()
+episode.append(uid=0, reward=0.0)
+source = ws.live()
+assert source.at(0).cut.rows == 1
+here, there = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os.read(here, 1)
+    os._exit(source.at(0).cut.rows)
+episode.append(uid=1, reward=0.0)
+os.write(there, b"x")
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
 SEEDS = [0, *(pytest.param(s, marks=pytest.mark.torture) for s in range(1, 40))]
 
 
@@ -161,9 +178,16 @@ def test_blocks_and_arrays_behind_a_window_are_let_go_of(monkeypatch: pytest.Mon
 # -- resumed episodes ------------------------------------------------------------------------------------------------
 
 
-def _handed_over(ws: rc.Workspace) -> tuple[rc.Writer, rc.Writer]:
-    """An episode of three steps, gone on with by a writer that is looked at before the one that began it."""
+def _two(ws: rc.Workspace) -> tuple[rc.Writer, rc.Writer]:
+    """Two writers with a step each, the one that is looked at later first."""
     later, earlier = sorted((ws.writer(), ws.writer()), key=lambda w: w.id)
+    for writer in (later, earlier):
+        writer.episode().append(uid=100, reward=0.0)
+    return earlier, later
+
+
+def _hand_over(earlier: rc.Writer, later: rc.Writer) -> None:
+    """An episode of three steps, gone on with by a writer that is looked at before the one that began it."""
     episode = earlier.episode()
     for uid in range(3):
         episode.append(uid=uid, reward=0.0)
@@ -171,7 +195,10 @@ def _handed_over(ws: rc.Workspace) -> tuple[rc.Writer, rc.Writer]:
     again = later.resume_episode(episode.key)
     for uid in range(3, 6):
         again.append(uid=uid, reward=0.0)
-    return earlier, later
+
+
+def _uids(view: rc.View) -> list[int]:
+    return [int(u) for u in view.rows.gather(np.arange(len(view.rows)), ("uid",))["uid"]]
 
 
 def _reader(ws: rc.Workspace) -> LiveSource:
@@ -181,19 +208,22 @@ def _reader(ws: rc.Workspace) -> LiveSource:
 
 def test_a_resumed_step_comes_after_its_predecessor() -> None:
     with rc.create_workspace("w", PLAIN) as ws:
-        _handed_over(ws)
+        _hand_over(*_two(ws))
         view = ws.live().at(0)
-        assert view.rows.gather(np.arange(6), ("uid",))["uid"].tolist() == [0, 1, 2, 3, 4, 5]
-        assert view.episodes.offset(np.arange(6), 1).tolist() == [1, 2, 3, 4, 5, -1]
+        slots = view.rows.find(ws.view().rows.ids(np.arange(8)))
+        assert sorted(slots.tolist()) == list(range(8))
+        uids = _uids(view)
+        assert [u for u in uids if u < 100] == [0, 1, 2, 3, 4, 5]
+        at = np.array([uids.index(u) for u in range(6)])
+        assert view.episodes.offset(at, 1).tolist() == [*at[1:].tolist(), -1]
 
 
 def test_a_predecessor_that_was_looked_at_too_early_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with rc.create_workspace("w", PLAIN) as ws:
         source = _reader(ws)
-        opening = ws.writer()
-        opening.episode().append(uid=100, reward=0.0)
-        source.at(0)
-        earlier, _ = _handed_over(ws)
+        earlier, later = _two(ws)
+        assert _uids(source.at(0)) == [100, 100]
+        _hand_over(earlier, later)
         look = WriterLog.refresh
         looks: list[int] = []
 
@@ -206,25 +236,70 @@ def test_a_predecessor_that_was_looked_at_too_early_is_looked_for_again(monkeypa
 
         monkeypatch.setattr(WriterLog, "refresh", late)
         view = source.at(0)
-        assert view.rows.gather(np.arange(7), ("uid",))["uid"].tolist() == [100, 0, 1, 2, 3, 4, 5]
-        assert ws.cut().rows == 7
+        assert _uids(view) == [100, 100, 0, 1, 2, 3, 4, 5]
+        assert ws.cut().rows == 8
         assert_same(everything(view), everything(ws.view(view.cut)))
 
 
 def test_what_came_after_lost_rows_is_left_out_until_they_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with rc.create_workspace("w", PLAIN) as ws:
         source = _reader(ws)
-        ws.writer().episode().append(uid=100, reward=0.0)
-        source.at(0)
-        earlier, later = _handed_over(ws)
+        earlier, later = _two(ws)
+        assert _uids(source.at(0)) == [100, 100]
+        _hand_over(earlier, later)
+        later.episode().append(uid=101, reward=0.0)
         with monkeypatch.context() as lost:
             look = WriterLog.refresh
             lost.setattr(WriterLog, "refresh", lambda log: None if log.writer == earlier.id else look(log))
-            later.episode().append(uid=101, reward=0.0)
             for _ in range(2):
-                assert source.at(0).cut.rows == 1
-        view = source.at(0)
-        assert view.rows.gather(np.arange(8), ("uid",))["uid"].tolist() == [100, 0, 1, 2, 3, 4, 5, 101]
+                assert _uids(source.at(0)) == [100, 100]
+        assert _uids(source.at(0)) == [100, 100, 0, 1, 2, 3, 4, 5, 101]
+
+
+# -- late facts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", [None, 30])
+def test_each_view_keeps_the_facts_of_its_cut(last: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step is annotated again and again while rows arrive and leave."""
+    monkeypatch.setattr(grow, "KEPT_ROWS", 16)
+    with rc.create_workspace("w", PLAIN) as ws:
+        episode = ws.writer().episode()
+        ids = [episode.append(uid=uid, reward=-1.0) for uid in range(20)]
+        source = ws.live(last=last)
+        rewards = dict.fromkeys(range(20), -1.0)
+        views = []
+        for k in range(120):
+            target = int(len(ids) - 1 - k % 7)
+            ws.annotate(ids[target], reward=float(k))
+            rewards[target] = float(k)
+            if k % 3 == 0:
+                rewards[len(ids)] = -1.0
+                ids.append(episode.append(uid=len(ids), reward=-1.0))
+            view = source.at(0)
+            first = view.rows.first  # type: ignore[attr-defined]
+            views.append((view, first, [rewards[u] for u in range(first, len(ids))]))
+        for view, first, want in views:
+            slots = np.arange(first, first + len(view.rows))
+            assert view.rows.gather(slots, ("reward",))["reward"].tolist() == want
+
+
+def test_a_fact_that_is_seen_before_its_step_waits_for_it() -> None:
+    with rc.create_workspace("w", PLAIN) as ws:
+        source = _reader(ws)
+        earlier, _ = _two(ws)
+        source.at(0)
+        step = earlier.episode().append(uid=7, reward=0.0)
+        ws.annotate(step, reward=5.0)
+        source._store.refresh()
+        log = source._store.logs[earlier.id]
+        rows, log.rows = log.rows, log.rows - 1
+        with pytest.MonkeyPatch.context() as early:
+            early.setattr(source._store, "refresh", lambda: None)
+            view = source.at(0)
+            assert _uids(view) == [100, 100] and len(view.cut.facts) == 1
+            log.rows = rows
+            assert source.at(0).rows.gather(np.arange(3), ("reward",))["reward"].tolist() == [0.0, 0.0, 5.0]
 
 
 # -- what a refresh costs --------------------------------------------------------------------------------------------
@@ -286,6 +361,11 @@ def test_a_new_writer_is_seen_at_once_however_young_or_old_the_folder() -> None:
         ws.writer().episode().append(uid=9, reward=0.0)
         os.utime(ws.path / "log", ns=(now, now))  # the file system's clock ticks some 100 times a second
         assert source.at(0).cut.rows == 4
+
+
+def test_a_forked_child_sees_what_is_appended_after() -> None:
+    with rc.create_workspace("w", PLAIN) as ws:
+        assert run_python(FORKED, str(ws.path)) == "2\n"
 
 
 def test_closed_logs_are_looked_at_no_more() -> None:

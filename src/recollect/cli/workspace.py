@@ -171,7 +171,8 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
             ids = _lost_ids(r)
             lost = f"; {count(r.lost_rows, 'damaged row')} cut off, {ids[0]} to {ids[1]}" if ids else ""
             facts = f"; {count(r.lost_facts, 'damaged fact')} cut off" if r.lost_facts else ""
-            out.note(f"writer {r.writer} had died: its log is sealed at {count(r.rows, 'row')}{lost}{facts}")
+            files = f"; {count(r.lost_segments, 'segment')} could not be read" if r.lost_segments else ""
+            out.note(f"writer {r.writer} had died: its log is sealed at {count(r.rows, 'row')}{lost}{facts}{files}")
 
 
 def _lost_ids(recovery: Recovery) -> tuple[str, str] | None:

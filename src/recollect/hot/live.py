@@ -164,7 +164,7 @@ class LiveSource:
         store = self._store
         self._opened = store.opened
         self._logs = {writer: log for writer, log in sorted(store.logs.items()) if not log.gone}
-        for writer in self._logs:
+        for writer in self._logs:  # in a forked child those that are known are opened anew
             self._seen.setdefault(writer, 0)
         self._growing = list(self._logs.values())
 

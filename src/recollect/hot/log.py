@@ -88,7 +88,7 @@ class WriterLog:
     def _watch(self) -> None:
         """Chooses what tells that nothing is new: the newest segment's control words. Whoever seals a log marks its
         segments first, so that no reader needs to look for the seal itself."""
-        last = self.segments[-1] if self.segments else None
+        last = self.segments[-1] if self.segments and not self.sealed else None
         if last is not self._newest:
             self._newest, self._watched = last, None if last is None else last.control_words()
         self._word = -1

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recollect.errors import ConflictError, CorruptionError, StoreError
-from recollect.hot.files import lock_when_free, locked, sync_file, sync_folder
+from recollect.hot.files import lock_when_free, locked, os_errors, sync_file, sync_folder
 from recollect.hot.first import read_first
 from recollect.hot.layouts import Layouts
 from recollect.hot.seal import Seal, read_seal, seal
@@ -40,6 +40,8 @@ class Recovery:
         lost: the rows, by id, that had been published or counted as durable and were not whole; None when there are
             none. They were the last of the log.
         lost_facts: facts likewise.
+        lost_segments: files whose header or counters could not be read, so that how much they held cannot be told.
+            After a power cut the newest file may be one that no sync had reached.
         lost_tails: slots of waiting observations that were damaged. The step before such an observation is there, but
             cannot be drawn.
         checked: rows whose frames were read again.
@@ -50,6 +52,7 @@ class Recovery:
     facts: int
     lost: Extent | None
     lost_facts: int
+    lost_segments: int
     lost_tails: int
     checked: int
 
@@ -107,7 +110,7 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
     for leftover in folder.glob(".*.new"):
         leftover.unlink(missing_ok=True)
     first = read_first(folder)
-    rows, facts, segments, checked = first.row, first.fact, first.segment, 0
+    rows, facts, segments, checked, lost_segments = first.row, first.fact, first.segment, 0, 0
     unsynced = []
     counted_rows, counted_facts = rows, facts
     whole, layout = True, layouts.newest
@@ -116,24 +119,28 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
             continue
         try:
             segment = Segment.open_(path, layouts)
+            segment.mark_sealed()
+            with os_errors("looking at", path):
+                stat = path.stat()
         except StoreError:
             if read_first(folder) == first:
                 raise
             return _recover_one(folder, layouts)  # an eviction moved the beginning meanwhile
         except CorruptionError:
             whole = False
+            lost_segments += 1
             continue
-        segment.mark_sealed()
         header, shape, layout = segment.header, segment.header.shape, segment.layout
         durable = segment.durable_word
         for word in (segment.word, durable):
-            if (word & ROWS_MASK) <= shape.rows and (word >> 32) <= shape.facts:
-                counted_rows = max(counted_rows, header.first_row + (word & ROWS_MASK))
-                counted_facts = max(counted_facts, header.first_fact + (word >> 32))
+            if (word & ROWS_MASK) > shape.rows or (word >> 32) > shape.facts:
+                lost_segments += 1  # how much it held cannot be told
+                break
+            counted_rows = max(counted_rows, header.first_row + (word & ROWS_MASK))
+            counted_facts = max(counted_facts, header.first_fact + (word >> 32))
         whole = whole and (header.first_row, header.first_fact) == (rows, facts)
         if not whole:
             continue
-        stat = path.stat()
         moved = (header.device, header.inode) != (stat.st_dev, stat.st_ino)
         from_row, from_fact = (0, 0) if moved else (durable & ROWS_MASK, durable >> 32)
         end = segment.checked.whole_rows(min(from_row, shape.rows), shape.rows)
@@ -147,12 +154,16 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
     tails = sorted(folder.glob("*.tails"))
     lost_tails = damaged_slots(tails, layout)
     for item in [*unsynced, *tails]:
-        with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
+        try:
             sync_file(item)
+        except StoreError:
+            if item.exists():  # otherwise it was evicted meanwhile
+                raise
     sync_folder(folder)
-    seal(folder, Seal(rows, facts, segments, False, lost, lost_facts, len(tails), lost_tails))
+    seal(folder, Seal(rows, facts, segments, False, lost, lost_facts, lost_segments, len(tails), lost_tails))
     writer = int(folder.name, 16)
-    return Recovery(writer, rows, facts, Extent(writer, *lost) if lost else None, lost_facts, lost_tails, checked)
+    cut = Extent(writer, *lost) if lost else None
+    return Recovery(writer, rows, facts, cut, lost_facts, lost_segments, lost_tails, checked)
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -22,7 +22,7 @@ class Seal:
         segments: files of the log; later ones are beyond the end.
         clean: whether its writer closed it.
         lost: rows `[start, stop)` that had been published, or counted as durable, and were not whole.
-        lost_facts: facts likewise.
+        lost_facts: facts likewise; `lost_segments` files that could not be read.
         tails: tails files, and `lost_tails` their slots that were damaged: observations that waited there are lost.
     """
 
@@ -32,6 +32,7 @@ class Seal:
     clean: bool
     lost: tuple[int, int] | None = None
     lost_facts: int = 0
+    lost_segments: int = 0
     tails: int = 0
     lost_tails: int = 0
 

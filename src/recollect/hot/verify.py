@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from recollect.errors import CorruptionError, RecollectError, StoreError
 from recollect.hot.files import is_locked
+from recollect.hot.growing import ROWS_PER_APPEND
 from recollect.hot.layouts import Layouts
 from recollect.hot.seal import NAME as SEAL
 from recollect.hot.seal import Seal, read_seal
@@ -145,8 +146,10 @@ class _LogCheck:
             self._rows(part, progress)
             self._facts(part)
         self._tails()
-        if self.seal is not None and (self.seal.lost is not None or self.seal.lost_facts or self.seal.lost_tails):
+        if self.seal is not None and _has_losses(self.seal):
             what = f"recovery cut off {self.seal.lost_facts:,} facts and {self.seal.lost_tails:,} waiting observations"
+            if self.seal.lost_segments:
+                what += f", {self.seal.lost_segments} segments that could not be read"
             gap = () if self.seal.lost is None else (Extent(self.writer, *self.seal.lost),)
             if gap:
                 what += f", and {gap[0].stop - gap[0].start:,} rows"
@@ -226,8 +229,10 @@ class _LogCheck:
             return
         if not last and not segment.rolled and self.segments[-1].word:
             self.found.add("repairable", part.name, "it does not say that another segment follows", _OPEN)
-        # A writer may die between a frame and its counter, but not two frames later.
-        one = part.rows + frame_rows(segment.records, part.rows) if part.rows < shape.rows else shape.rows
+        # A writer may die between an append's frames and their counter, but not in the append after it.
+        one = part.rows
+        for _ in range(ROWS_PER_APPEND):
+            one += frame_rows(segment.records, one) if one < shape.rows else 0
         end = _whole_rows(segment, part.rows, shape.rows) if last else 0
         if end > one:
             gap = (Extent(self.writer, part.first + part.rows, part.first + end),)
@@ -323,6 +328,10 @@ class _Part:
         self.facts = min(max(0, fact - header.first_fact), header.shape.facts)
         if self.rows > counted:
             self.rows = _whole_rows(self.segment, counted, self.rows)
+
+
+def _has_losses(seal: Seal) -> bool:
+    return bool(seal.lost or seal.lost_facts or seal.lost_segments or seal.lost_tails)
 
 
 def _is_live(folder: Path) -> bool:

@@ -1,0 +1,21 @@
+"""Harnesses that try to break a workspace, to be run on any machine, kernel and disk.
+
+    python -m recollect.testing kills --count 5000             # writers and recoverers killed at any instruction
+    python -m recollect.testing power --count 10000            # the power goes at any instruction, twice in some cases
+    python -m recollect.testing fuzz --count 1000000           # any byte of any file flipped, zeroed, cut off, added to
+    python -m recollect.testing kills --seed 7 --case 12       # one case again
+
+Each prints its seed, takes one from `--seed` or RECOLLECT_SEED, and ends with 1 when it found something.
+
+    corpus       schemas, and steps whose every value follows from a number
+    ledger       operations as data, and the model that follows them
+    actor        carries operations out; makes up random workloads
+    oracle       compares a workspace with a ledger: `check_workspace`
+    instants     acting at a chosen instruction of the product
+    disk         a disk that keeps only what was flushed
+    cases        many cases with a seed each, in processes of their own
+    strategies   Hypothesis strategies for schemas and steps (needs hypothesis)
+
+To try a workload of your own, let an `Actor` carry out a list of operations and give what its journal holds to
+`oracle.expect` and `oracle.check_workspace`.
+"""

@@ -1,0 +1,203 @@
+"""The fuzzer of stored bytes: any byte of any file of a workspace flipped, zeroed, cut off or added to.
+
+    python -m recollect.testing fuzz --count 1000000
+
+Opening the workspace and reading everything then either raises a `RecollectError`, or reports a cut and gives a prefix,
+or gives exactly what was written: never a wrong value, never another exception, never a signal. The workspaces are
+closed ones, ones whose writer was killed on this boot, and copies of these.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recollect.errors import RecollectError
+from recollect.records.rows import PackedRows
+from recollect.schema.fields import is_heap
+from recollect.testing.actor import Actor, Journal, random_ops
+from recollect.testing.cases import Report, doing, run_cases
+from recollect.testing.corpus import SCHEMAS
+from recollect.testing.instants import die
+from recollect.testing.kills import ended, forked, small_segments
+from recollect.testing.ledger import Close, Ledger
+from recollect.testing.oracle import Bounds, Expectation, Wrong, check_workspace, expect, require, warm_up
+from recollect.workspace import Workspace, create_workspace, open_workspace
+
+INPUTS_PER_CASE = 250
+_SYSTEM = ("writer", "seq", "episode_writer", "episode", "time", "step", "priority", "terminated", "truncated")
+
+
+def run(count: int = 5000, *, seed: int, first: int = 0, jobs: int = 1, folder: Path | None = None) -> Report:
+    """About `count` inputs, 250 to a case.
+
+    Args: as `cases.run_cases`.
+    """
+    warm_up()
+    cases = -(-count // INPUTS_PER_CASE)
+    return run_cases("fuzz", fuzz_case, cases, seed=seed, first=first, jobs=jobs, folder=folder)
+
+
+def fuzz_case(folder: Path, chance: random.Random, counts: Counter[str]) -> None:
+    """One workspace, damaged again and again."""
+    kind = chance.choice(("closed", "killed", "copied"))
+    path, expectation = _workspace(folder, chance, kind)
+    files = {p: p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+    with open_workspace(path) as workspace:
+        check_workspace(workspace, expectation)
+        wanted, about = reading(workspace), (workspace.id, workspace.name, workspace.durability)
+    lenient = replace(
+        expectation,
+        bounds={k: Bounds(0, b.most_steps, 0, b.most_marks, 0) for k, b in expectation.bounds.items()},
+        rewards=0,
+    )
+    for k in range(INPUTS_PER_CASE):
+        restore(path, files)
+        victim = _pick(files, chance)
+        raw, what = damage(files[victim], chance)
+        what = f"{kind} workspace, {victim.relative_to(path)}: {what}"
+        doing(what)
+        write_in_place(victim, raw)
+        try:
+            counts[examine(path, wanted, about, lenient, deep=k % 8 == 0)] += 1
+        except BaseException as e:
+            raise Wrong(f"input {k}: {what}: {type(e).__name__}: {e}") from e
+
+
+def examine(path: Path, wanted: Any, about: Any, lenient: Expectation, *, deep: bool) -> str:
+    """Reads a damaged workspace; says whether it was refused, cut or right. Anything else is raised."""
+    try:
+        with open_workspace(path) as workspace:
+            require((workspace.id, workspace.name, workspace.durability) == about, "it took another name")
+            if reading(workspace) == wanted:
+                if deep:
+                    check_workspace(workspace, lenient)
+                return "right"
+            check_workspace(workspace, lenient)
+            short = any(
+                value for r in workspace.recovered for name, value in vars(r).items() if name.startswith("lost")
+            )
+            require(short, "something is missing, and nothing says so")
+            return "cut"
+    except RecollectError:
+        return "refused"
+
+
+def reading(workspace: Workspace) -> dict[str, Any]:
+    """Everything that a view holds, as bytes."""
+    view = workspace.view()
+    assert isinstance(view.rows, PackedRows)
+    slots = np.arange(len(view.rows))
+    after = view.episodes.next_observation(slots)
+    fixed = [leaf.path for leaf in view.schema.leaves if not is_heap(leaf.field)]
+    seen = [leaf.path for leaf in view.schema.observations if not is_heap(leaf.field)]
+    out: dict[str, Any] = {
+        **{name: a.tobytes() for name, a in view.rows.gather(slots, (*_SYSTEM, *fixed)).items()},
+        **{f"next_{name}": a.tobytes() for name, a in view.rows.gather(after, seen).items()},
+        "drawable": view.anchors.mask(slots).tobytes(),
+        "facts": sorted(fact for history in view.facts.history.values() for fact in history),
+    }
+    for leaf in view.schema.leaves:
+        if is_heap(leaf.field):
+            out[leaf.path] = view.rows.heap_values(slots, leaf.path)
+        if is_heap(leaf.field) and leaf.is_observation:
+            out[f"next_{leaf.path}"] = view.rows.heap_values(after, leaf.path)
+        if leaf.field.optional:
+            out[f"valid/{leaf.path}"] = view.rows.valid(slots, leaf.path).tobytes()
+    return out
+
+
+def _workspace(folder: Path, chance: random.Random, kind: str) -> tuple[Path, Expectation]:
+    """A small workspace of one or two logs."""
+    small_segments()
+    path, journal = folder / "w", Journal()
+    create_workspace(path, SCHEMAS[chance.choice(sorted(SCHEMAS))](), durability="process").close()
+    ops = random_ops(chance, chance.choice((6, 14, 20)), durabilities=("process",), durability="process")
+    if kind != "closed":
+        ops = ops[: next(k for k, op in enumerate(ops) if isinstance(op, Close))]
+
+    def act() -> None:
+        with open_workspace(path) as workspace:
+            Actor(workspace, Ledger("process")).run(ops, journal.note)
+            if kind != "closed":
+                die()
+
+    ended(forked(act))
+    expectation = expect(ops, journal.read(), durability="process", power=False)
+    journal.close()
+    if kind == "copied":
+        shutil.copytree(path, folder / "copy" / "w")
+        path = folder / "copy" / "w"
+    return path, expectation
+
+
+def restore(path: Path, files: dict[Path, bytes]) -> None:
+    """Puts every file back as it was, under its inode, and removes what was added."""
+    known = {str(file) for file in files}
+    for folder, _, names in os.walk(path):
+        for name in names:
+            if f"{folder}/{name}" not in known:
+                os.unlink(f"{folder}/{name}")  # noqa: PTH108 - a third of the cost, as paths
+    for file, raw in files.items():
+        write_in_place(file, raw)
+
+
+def write_in_place(file: Path, raw: bytes) -> None:
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        os.pwrite(fd, raw, 0)
+        os.ftruncate(fd, len(raw))
+    finally:
+        os.close(fd)
+
+
+def _pick(files: dict[Path, bytes], chance: random.Random) -> Path:
+    """A file: mostly a segment, since most bytes are there."""
+    segments = [f for f in files if f.suffix == ".seg"]
+    return chance.choice(segments) if chance.random() < 0.6 else chance.choice(list(files))
+
+
+def damage(raw: bytes, chance: random.Random) -> tuple[bytes, str]:
+    """Damaged bytes, and what was done to them."""
+    kind = chance.choice(("bit", "bit", "byte", "byte", "zeros", "ones", "cut", "extended", "swapped"))
+    at = _place(raw, chance)
+    out = bytearray(raw)
+    match kind:
+        case "bit" if raw:
+            bit = chance.randrange(8)
+            out[at] ^= 1 << bit
+            return bytes(out), f"bit {bit} of byte {at} flipped"
+        case "byte" if raw:
+            out[at] = chance.randrange(256)
+            return bytes(out), f"byte {at} set to {out[at]}"
+        case "zeros" | "ones" if raw:
+            size = min(chance.choice((1, 4, 8, 64, 512, 4096)), len(raw) - at)
+            out[at : at + size] = (b"\0" if kind == "zeros" else b"\xff") * size
+            return bytes(out), f"{size} bytes from {at} set to {out[at]}"
+        case "cut":
+            return raw[:at], f"cut off at {at}"
+        case "swapped" if len(raw) >= 8192:
+            a, b = (4096 * chance.randrange(len(raw) // 4096) for _ in range(2))
+            out[a : a + 4096], out[b : b + 4096] = raw[b : b + 4096], raw[a : a + 4096]
+            return bytes(out), f"pages at {a} and {b} swapped"
+    size = chance.choice((1, 100, 4096, 100_000))
+    return raw + (bytes(size) if chance.random() < 0.5 else chance.randbytes(size)), f"{size} bytes added"
+
+
+def _place(raw: bytes, chance: random.Random) -> int:
+    """A byte's number: half of the time one that is not zero, since most of a segment is room not yet used."""
+    if not raw:
+        return 0
+    at = chance.randrange(len(raw))
+    if chance.random() < 0.5:
+        for k in range(at, min(at + 65536, len(raw))):
+            if raw[k]:
+                return k
+    return at

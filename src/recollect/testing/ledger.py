@@ -1,0 +1,194 @@
+"""What a workload did, and what must therefore be found: operations, and a model of every writer's log.
+
+Operations are data. An `Actor` carries them out on a workspace while a `Ledger` follows them in plain Python; both see
+the same numbers, so whoever holds the list of operations knows every value that was written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
+
+from recollect.testing.corpus import Moment
+
+End: TypeAlias = Literal["", "terminated", "truncated"]
+Next: TypeAlias = Literal["none", "same", "other"]
+"""Whether a step comes with its next observation, and whether that is the one the following step will have."""
+
+UIDS_PER_WRITER = 1_000_000
+LOOKS_PER_EPISODE = 1_000
+
+
+class Open(NamedTuple):
+    """A new writer; `writer` is the model's number of it."""
+
+    writer: int
+    durability: str
+
+
+class Append(NamedTuple):
+    """One step of an episode, which is opened by its first step."""
+
+    writer: int
+    episode: int
+    end: End = ""
+    next: Next = "none"
+
+
+class Extend(NamedTuple):
+    """A block: `(episode, steps, end)` each; the keys are open across blocks, and never those of `Append`."""
+
+    writer: int
+    parts: tuple[tuple[int, int, End], ...]
+    next: Next = "none"
+
+
+class Lanes(NamedTuple):
+    """One step on each lane that is named, `(lane, end)`, of `lanes` in all."""
+
+    writer: int
+    lanes: int
+    active: tuple[tuple[int, End], ...]
+    next: Next = "none"
+
+
+class Finish(NamedTuple):
+    """An episode fact `mark`, on an episode that `Append` opened."""
+
+    writer: int
+    episode: int
+
+
+class Leave(NamedTuple):
+    """Closes an episode that `Append` opened, without an end."""
+
+    writer: int
+    episode: int
+
+
+class Annotate(NamedTuple):
+    """A late reward for a step: the `nth` of a writer."""
+
+    writer: int
+    nth: int
+
+
+class Sync(NamedTuple):
+    writer: int
+
+
+class Close(NamedTuple):
+    writer: int
+
+
+Op: TypeAlias = Open | Append | Extend | Lanes | Finish | Leave | Annotate | Sync | Close
+
+
+@dataclass
+class LogModel:
+    """What one writer's log holds.
+
+    Attributes:
+        moments: its steps, in order; `marks` its episode facts.
+        bounds: numbers of steps at which an operation ended: a block is there whole or not at all.
+        durable_moments, durable_marks: how many a completed sync covered.
+    """
+
+    durability: str
+    moments: list[Moment] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+    bounds: set[int] = field(default_factory=lambda: {0})
+    durable_moments: int = 0
+    durable_marks: int = 0
+    closed: bool = False
+    lanes: dict[int, int] = field(default_factory=dict)
+    """Lane → the model's episode that is open on it."""
+
+
+@dataclass
+class Ledger:
+    """The model of a workspace. `apply` follows one operation and says which steps it writes.
+
+    Attributes:
+        logs: model number of a writer → its log.
+        rewards: late rewards in the order they were written, `(uid, value)`.
+        durable_rewards: how many of them a completed sync covered.
+    """
+
+    durability: str = "interval"
+    logs: dict[int, LogModel] = field(default_factory=dict)
+    rewards: list[tuple[int, float]] = field(default_factory=list)
+    durable_rewards: int = 0
+    steps: dict[int, int] = field(default_factory=dict)
+    """Episode → steps so far; episodes are numbered over the whole workspace."""
+    ended: set[int] = field(default_factory=set)
+    numbers: dict[tuple[int, str, int], int] = field(default_factory=dict)
+    first_episode: int = 0
+    """The number of the first episode, for ledgers that are laid side by side."""
+    _count: int = 0
+
+    def apply(self, op: Op) -> list[Moment]:
+        """Follows an operation that was carried out whole."""
+        match op:
+            case Open():
+                self.logs[op.writer] = LogModel(op.durability)
+                return []
+            case Annotate():
+                self._count += 1
+                self.rewards.append((self.logs[op.writer].moments[op.nth].uid, float(self._count)))
+                if self.durability == "step":
+                    self.durable_rewards = len(self.rewards)
+                return []
+        log = self.logs[op.writer]
+        before = len(log.moments)
+        match op:
+            case Append():
+                self._step(op.writer, self.episode(op.writer, "a", op.episode), op.end, op.next, False)
+            case Extend():
+                for key, count, end in op.parts:
+                    at = self.episode(op.writer, "x", key)
+                    for k in range(count):
+                        self._step(op.writer, at, end if k == count - 1 else "", op.next, False)
+            case Lanes():
+                for lane, end in op.active:
+                    at = log.lanes.get(lane, -1)
+                    if at < 0 or at in self.ended:
+                        at = log.lanes[lane] = self._new()
+                    self._step(op.writer, at, end, op.next, True)
+            case Finish():
+                self._count += 1
+                log.marks.append(self._count)
+            case Leave():
+                self.ended.add(self.episode(op.writer, "a", op.episode))
+            case Close():
+                log.closed = True
+        log.bounds.add(len(log.moments))
+        if log.durability == "step" or isinstance(op, Sync | Close):
+            log.durable_moments, log.durable_marks = len(log.moments), len(log.marks)
+        return log.moments[before:]
+
+    def episode(self, writer: int, way: str, key: int) -> int:
+        """The model's episode under a caller's key, a new one after its end."""
+        at = self.numbers.get((writer, way, key), -1)
+        if at < 0 or at in self.ended:
+            at = self.numbers[writer, way, key] = self._new()
+        return at
+
+    def is_open(self, writer: int, way: str, key: int) -> bool:
+        at = self.numbers.get((writer, way, key), -1)
+        return at >= 0 and at not in self.ended
+
+    def _new(self) -> int:
+        number = self.first_episode + len(self.steps)
+        self.steps[number] = 0
+        return number
+
+    def _step(self, writer: int, episode: int, end: End, following: Next, whole: bool) -> None:
+        moments, step = self.logs[writer].moments, self.steps[episode]
+        look = episode * LOOKS_PER_EPISODE + step
+        after = {"none": -1, "same": look + 1, "other": look + LOOKS_PER_EPISODE // 2}[following]
+        uid = writer * UIDS_PER_WRITER + len(moments)
+        moments.append(Moment(uid, episode, step, look, after, end == "terminated", end == "truncated", whole))
+        self.steps[episode] += 1
+        if end:
+            self.ended.add(episode)

@@ -1,0 +1,93 @@
+"""The checker finds what it is there to find: a workspace that is right, and models that say something else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recollect.testing.actor import Actor, Journal, random_ops
+from recollect.testing.corpus import SCHEMAS
+from recollect.testing.ledger import Annotate, Append, Extend, Finish, Op, Open, Sync
+from recollect.testing.oracle import Expectation, Wrong, check_workspace, expect
+from recollect.workspace import create_workspace, open_workspace
+
+OPS: list[Op] = [
+    Open(0, "process"),
+    Append(0, 0, "", "same"),
+    Append(0, 0, "", "other"),
+    Append(0, 0),
+    Extend(0, ((0, 2, ""), (1, 2, "terminated"))),
+    Finish(0, 0),
+    Annotate(0, 1),
+    Sync(0),
+    Append(0, 0, "truncated", "same"),
+]
+
+
+def _written(path: Path, schema: str, ops: list[Op]) -> Expectation:
+    journal = Journal()
+    with create_workspace(path, SCHEMAS[schema](), durability="process") as workspace:
+        Actor(workspace).run(ops, journal.note)
+    out = expect(ops, journal.read(), durability="process", power=False)
+    journal.close()
+    return out
+
+
+@pytest.mark.parametrize("schema", sorted(SCHEMAS))
+def test_a_workspace_holds_what_its_ledger_says(schema: str, tmp_path: Path) -> None:
+    ops = random_ops(random.Random(5), 120, writers=3)
+    expectation = _written(tmp_path / "w", schema, ops)
+    with open_workspace(tmp_path / "w") as workspace:
+        found = check_workspace(workspace, expectation)
+    assert found.steps == {n: len(log.moments) for n, log in expectation.ledger.logs.items()}
+    assert found.marks == {n: len(log.marks) for n, log in expectation.ledger.logs.items()}
+    assert found.rewards == len(expectation.ledger.rewards) > 0
+
+
+def _changed(**values: object) -> Callable[[Expectation], None]:
+    def act(e: Expectation) -> None:
+        moments = e.ledger.logs[0].moments
+        moments[2] = moments[2]._replace(**values)  # type: ignore[arg-type]
+
+    return act
+
+
+LIES: dict[str, tuple[Callable[[Expectation], None], str]] = {
+    "a value": (_changed(look=77), "observation"),
+    "an end": (_changed(terminated=True), "terminated"),
+    "a step index": (_changed(step=9), "step indices"),
+    "an episode": (_changed(episode=99), "two episodes|episode"),
+    "a next observation": (_changed(following=500), "next "),
+    "a lost step": (lambda e: setattr(e.bounds[0], "steps", 99), "must be there"),
+    "a step too many": (lambda e: setattr(e.bounds[0], "most_steps", 3), "at most"),
+    "half a block": (lambda e: e.ledger.logs[0].bounds.discard(8), "half of an operation"),
+    "a lost fact": (lambda e: setattr(e.bounds[0], "marks", 2), "facts must be there"),
+    "another fact": (lambda e: e.ledger.logs[0].marks.insert(0, 5), "not a prefix"),
+    "a lost reward": (lambda e: setattr(e, "rewards", 2), "late rewards must"),
+    "another reward": (lambda e: e.ledger.rewards.insert(0, (1, 8.0)), "late rewards"),
+    "another id": (lambda e: e.ids.update({1: e.ids[2]}), "uid 1 was"),
+    "an unknown writer": (lambda e: e.writers.clear(), "unknown writers"),
+}
+
+
+@pytest.mark.parametrize("lie", sorted(LIES))
+def test_a_ledger_that_differs_in_one_thing_is_noticed(lie: str, tmp_path: Path) -> None:
+    act, words = LIES[lie]
+    expectation = _written(tmp_path / "w", "plain", OPS)
+    with open_workspace(tmp_path / "w") as workspace:
+        check_workspace(workspace, expectation)
+        act(expectation)
+        with pytest.raises(Wrong, match=words):
+            check_workspace(workspace, expectation)
+
+
+def test_a_cut_after_a_sync_must_keep_what_it_covered_and_may_keep_the_rest() -> None:
+    entries = [(k, 7 if k == 0 else -1, -1) for k in range(9)]
+    expectation = expect(OPS, entries, durability="process", power=True)
+    assert (expectation.bounds[0].steps, expectation.bounds[0].most_steps) == (7, 8)
+    assert (expectation.bounds[0].marks, expectation.rewards, expectation.most_rewards) == (1, 0, 1)
+    in_flight = expect(OPS, entries[:4], durability="process", power=False)
+    assert (in_flight.bounds[0].steps, in_flight.bounds[0].most_steps) == (3, 7)

@@ -1,0 +1,44 @@
+"""The harnesses that ship with the product, short and long: kills, power cuts, damaged bytes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import recollect
+
+LONG = pytest.mark.torture
+INPUTS = int(os.environ.get("RECOLLECT_FUZZ_INPUTS", "1000000"))
+
+
+def run_harness(name: str, count: int) -> None:
+    """Runs a harness in a clean process; fails with its report."""
+    jobs = 1 if count < 10_000 else len(os.sched_getaffinity(0))
+    source = Path(recollect.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "recollect.testing", name, "--count", str(count), "--jobs", str(jobs)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(source)},
+    )
+    print(done.stdout)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
+
+
+@pytest.mark.parametrize("kills", [50, pytest.param(5000, marks=[LONG, pytest.mark.timeout(3600)])])
+def test_everything_acknowledged_survives_kills_once_equal_and_in_order(kills: int) -> None:
+    run_harness("kills", kills)
+
+
+@pytest.mark.parametrize("cuts", [300, pytest.param(10_000, marks=[LONG, pytest.mark.timeout(3600)])])
+def test_everything_synced_survives_power_cuts_and_the_rest_is_a_prefix(cuts: int) -> None:
+    run_harness("power", cuts)
+
+
+@pytest.mark.parametrize("inputs", [5000, pytest.param(INPUTS, marks=[LONG, pytest.mark.timeout(14_400)])])
+def test_damaged_bytes_are_refused_reported_or_harmless(inputs: int) -> None:
+    run_harness("fuzz", inputs)
