@@ -13,7 +13,7 @@ from pathlib import Path
 
 from recollect.errors import CorruptionError
 from recollect.hot.files import replace_file
-from recollect.hot.first import seal, unseal
+from recollect.hot.notes import pack, unpack
 
 NAME = "evicted.json"
 
@@ -50,7 +50,7 @@ def signature(note: str) -> tuple[int, int] | None:
 def read_evicted(log: Path) -> Evicted:
     """The sums of the workspace whose writers' folders lie in `log`. Raises CorruptionError."""
     try:
-        data = unseal((log.parent / NAME).read_bytes())
+        data = unpack((log.parent / NAME).read_bytes())
     except FileNotFoundError:
         return Evicted()
     except ValueError as e:
@@ -63,4 +63,4 @@ def read_evicted(log: Path) -> Evicted:
 def write_evicted(log: Path, evicted: Evicted) -> None:
     """Durable when it returns. Raises OSError."""
     leaving = [f"{w:016x}" for w in sorted(evicted.leaving)]
-    replace_file(log.parent / NAME, seal({**evicted.__dict__, "leaving": leaving}))
+    replace_file(log.parent / NAME, pack({**evicted.__dict__, "leaving": leaving}))

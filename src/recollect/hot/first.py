@@ -1,22 +1,19 @@
 """Where a log begins now: the note of a writer's folder that eviction moves forward (design/0010).
 
-    first.json    8 hex digits of CRC-32, a newline, and one JSON object
-
-It is replaced as a whole and made durable before a segment is unlinked, so that a reader finds either the old beginning
-with its segments or the new one. It carries the facts of evicted segments that are still needed: a fact outlives the
-segment it was written in for as long as a row of its episode is there.
+`first.json`, a note (`notes`), is replaced as a whole and made durable before a segment is unlinked, so that a reader
+finds either the old beginning with its segments or the new one. It carries the facts of evicted segments that are still
+needed: a fact outlives the segment it was written in for as long as a row of its episode is there.
 """
 
 from __future__ import annotations
 
-import json
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from recollect.errors import CorruptionError
 from recollect.hot.files import replace_file
+from recollect.hot.notes import pack, unpack
 from recollect.view import EpisodeKey, Fact, StepId
 
 NAME = "first.json"
@@ -74,7 +71,7 @@ def read_first(folder: Path) -> First:
         CorruptionError: the note is damaged.
     """
     try:
-        data = unseal((folder / NAME).read_bytes())
+        data = unpack((folder / NAME).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return First()
     except ValueError as e:
@@ -93,21 +90,7 @@ def read_first(folder: Path) -> First:
 def write_first(folder: Path, first: First) -> None:
     """Moves the beginning. Durable when it returns. Raises OSError."""
     facts = [[f.seq, f.time_ns, list(f.episode), list(f.step) if f.step else None, f.values] for f in first.facts]
-    replace_file(folder / NAME, seal({**replace(first, facts=()).__dict__, "facts": facts}))
-
-
-def seal(data: dict[str, Any]) -> bytes:
-    """A JSON object with its checksum before it."""
-    body = json.dumps(data, ensure_ascii=False).encode("utf-8")
-    return f"{zlib.crc32(body):08x}\n".encode() + body
-
-
-def unseal(raw: bytes) -> dict[str, Any]:
-    """Raises ValueError for bytes that `seal` did not make."""
-    if raw[:9] != f"{zlib.crc32(raw[9:]):08x}\n".encode():
-        raise ValueError("its checksum does not fit")
-    data: dict[str, Any] = json.loads(raw[9:])
-    return data
+    replace_file(folder / NAME, pack({**replace(first, facts=()).__dict__, "facts": facts}))
 
 
 def _fact(folder: Path, item: list[Any]) -> Fact:

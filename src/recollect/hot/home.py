@@ -7,11 +7,12 @@
 <home>/workspaces/<name>/targets/          locks of the promoters and how far each got, one per target
 <home>/workspaces/<name>/home.json         the home buffer
 <home>/workspaces/<name>/evicted.json      what was evicted
+
+Each of these files carries a checksum (`notes`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -43,6 +44,7 @@ from recollect.hot.files import (
 from recollect.hot.growing import GATE, GATE_WAIT_S, Durability
 from recollect.hot.keep import Keep
 from recollect.hot.layouts import Layouts
+from recollect.hot.notes import pack, unpack
 from recollect.schema import Change, Schema
 
 FORMAT = 1
@@ -108,7 +110,7 @@ def create(path: Path, name: str, durability: Durability, kept: Keep) -> Descrip
             "created_ns": time.time_ns(),
         }
         make_folder(path / "log")
-        if not create_exclusive(path / "workspace.json", json.dumps(data).encode()):
+        if not create_exclusive(path / "workspace.json", pack(data)):
             raise AlreadyExists(f"workspace {name!r} exists", remedy="Open it, or choose another name")
     return describe(path)
 
@@ -116,14 +118,14 @@ def create(path: Path, name: str, durability: Durability, kept: Keep) -> Descrip
 def describe(path: Path) -> Description:
     """Raises NotFound where there is no workspace."""
     try:
-        data = json.loads((path / "workspace.json").read_bytes())
+        data = unpack((path / "workspace.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(
             f"no workspace at {str(path)!r}", remedy=f"Create it: recollect workspace create {path.name}"
         ) from None
     except ValueError as e:
         raise CorruptionError(f"{str(path / 'workspace.json')!r} is damaged: {e}", remedy=_DAMAGED) from None
-    if not isinstance(data, dict) or not data.keys() >= _DESCRIBED:
+    if not data.keys() >= _DESCRIBED:
         raise CorruptionError(f"{str(path / 'workspace.json')!r} is damaged", value=data, remedy=_DAMAGED)
     if data["format"] != FORMAT:
         raise CorruptionError(f"workspace {str(path)!r} has a format that this release does not read")
@@ -139,8 +141,8 @@ def change_keep(path: Path, kept: Keep) -> None:
     """Makes `kept` what the workspace keeps; every process goes by it from its next eviction on."""
     describe(path)
     with os_errors("writing", path / "workspace.json"):
-        data = json.loads((path / "workspace.json").read_bytes())
-        replace_file(path / "workspace.json", json.dumps({**data, "keep": kept.to_dict()}).encode())
+        data = unpack((path / "workspace.json").read_bytes())
+        replace_file(path / "workspace.json", pack({**data, "keep": kept.to_dict()}))
 
 
 def fix_schema(path: Path, schema: Schema) -> None:
@@ -198,7 +200,7 @@ def read_version(path: Path, version: int) -> Schema | None:
     if not os.path.exists(file):  # noqa: PTH110 - asked at every refresh
         return None
     try:
-        return Schema.from_dict(json.loads(Path(file).read_bytes()))
+        return Schema.from_dict(unpack(Path(file).read_bytes()))
     except (ValueError, AttributeError) as e:
         raise CorruptionError(f"{file!r} is damaged: {e}", remedy=_DAMAGED) from None
 
@@ -221,7 +223,7 @@ def _schema_file(path: Path, version: int) -> str:
 
 
 def _packed(schema: Schema) -> bytes:
-    return json.dumps(schema.to_dict()).encode()
+    return pack(schema.to_dict())
 
 
 def list_workspaces() -> list[Path]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from recollect.errors import CorruptionError
 from recollect.hot.files import replace_file
+from recollect.hot.notes import pack, unpack
 
 NAME = "sealed.json"
 
@@ -39,8 +38,7 @@ class Seal:
 
 def seal(folder: Path, what: Seal) -> None:
     """Writes a seal. Durable when it returns."""
-    body = asdict(what)
-    replace_file(folder / NAME, json.dumps(body | {"crc": _checksum(body)}).encode())
+    replace_file(folder / NAME, pack(asdict(what)))
 
 
 def read_seal(folder: Path) -> Seal | None:
@@ -54,17 +52,10 @@ def read_seal(folder: Path) -> Seal | None:
     except FileNotFoundError:
         return None
     try:
-        body = json.loads(text)
-        crc = body.pop("crc")
-        if crc != _checksum(body):
-            raise ValueError("wrong checksum")
+        body = unpack(text)
         lost = body.pop("lost")
         return Seal(**body, lost=None if lost is None else (lost[0], lost[1]))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise CorruptionError(
             f"{str(folder / NAME)!r} is damaged: {e}", remedy="Open the workspace again: the log is then sealed anew"
         ) from None
-
-
-def _checksum(body: dict[str, object]) -> int:
-    return zlib.crc32(json.dumps(body, sort_keys=True).encode())

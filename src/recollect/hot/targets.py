@@ -10,14 +10,13 @@ home buffer alone, and only while the buffer goes on from the version that was l
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from recollect.errors import CorruptionError
 from recollect.hot.files import create_exclusive, os_errors, replace_file
-from recollect.hot.first import seal, unseal
+from recollect.hot.notes import pack, unpack
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def digest(uri: str) -> str:
 def read_home(root: Path) -> str | None:
     """The home buffer's address, None while there is none."""
     try:
-        return str(json.loads((root / "home.json").read_bytes())["uri"])
+        return str(unpack((root / "home.json").read_bytes())["uri"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -59,20 +58,20 @@ def read_home(root: Path) -> str | None:
 def fix_home(root: Path, uri: str) -> None:
     """Makes `uri` the home buffer where there is none yet."""
     with os_errors("writing home of", root):
-        create_exclusive(root / "home.json", json.dumps({"uri": uri}).encode())
+        create_exclusive(root / "home.json", pack({"uri": uri}))
 
 
 def change_home(root: Path, uri: str) -> None:
     """Makes `uri` the home buffer, whatever was. What it holds counts once a snapshot has read it."""
     with os_errors("writing home of", root):
         (root / "targets" / f"{digest(uri)}.json").unlink(missing_ok=True)
-        replace_file(root / "home.json", json.dumps({"uri": uri}).encode())
+        replace_file(root / "home.json", pack({"uri": uri}))
 
 
 def read_cursor(root: Path, uri: str) -> Cursor | None:
     """How far a target got, None when it was never seen or its note is damaged: the next snapshot writes it anew."""
     try:
-        data = unseal((root / "targets" / f"{digest(uri)}.json").read_bytes())
+        data = unpack((root / "targets" / f"{digest(uri)}.json").read_bytes())
     except (FileNotFoundError, ValueError):
         return None
     marks = {int(writer): (rows, facts) for writer, rows, facts in data.pop("marks")}
@@ -83,7 +82,7 @@ def write_cursor(root: Path, cursor: Cursor) -> None:
     """Durable when it returns."""
     data = {**cursor.__dict__, "marks": [[str(w), rows, facts] for w, (rows, facts) in sorted(cursor.marks.items())]}
     with os_errors("writing cursor of", root):
-        replace_file(root / "targets" / f"{digest(cursor.uri)}.json", seal(data))
+        replace_file(root / "targets" / f"{digest(cursor.uri)}.json", pack(data))
 
 
 def read_cursors(root: Path) -> list[Cursor]:
@@ -91,12 +90,25 @@ def read_cursors(root: Path) -> list[Cursor]:
     out = []
     for path in sorted((root / "targets").glob("[0-9a-f]*.json")):
         try:
-            data = unseal(path.read_bytes())
+            data = unpack(path.read_bytes())
         except (FileNotFoundError, ValueError):
             continue
         cursor = read_cursor(root, data["uri"])
         out += [] if cursor is None else [cursor]
     return sorted(out, key=lambda c: c.uri)
+
+
+def damaged_cursors(root: Path) -> list[Path]:
+    """The notes of targets that cannot be believed, and are not."""
+    out = []
+    for path in sorted((root / "targets").glob("[0-9a-f]*.json")):
+        try:
+            unpack(path.read_bytes())
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            out.append(path)
+    return out
 
 
 def trusted(root: Path, home: str | None) -> tuple[Mapping[int, tuple[int, int]], str]:

@@ -13,13 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recollect.errors import CorruptionError, RecollectError, StoreError
+from recollect.hot.evicted import NAME as EVICTED
+from recollect.hot.evicted import read_evicted
 from recollect.hot.files import is_locked
+from recollect.hot.first import NAME as FIRST
+from recollect.hot.first import First, read_first
 from recollect.hot.growing import ROWS_PER_APPEND
 from recollect.hot.layouts import Layouts
 from recollect.hot.seal import NAME as SEAL
 from recollect.hot.seal import Seal, read_seal
 from recollect.hot.segment import ROWS_MASK, Segment
 from recollect.hot.tails import TailFile, read_tails
+from recollect.hot.targets import damaged_cursors, read_home
 from recollect.records.layout import FINAL, HAS_NEXT, TERMINATED, TRUNCATED, frame_rows
 from recollect.view import EpisodeKey, Extent, merged
 
@@ -89,13 +94,15 @@ def verify_logs(path: Path, layouts: Layouts | None, progress: Progress | None =
     """
     found = Findings()
     _leftovers(path, found)
+    _notes(path, found)
     folder = path / "log"
+    leaving = _leaving(folder, found)
     logs = [p for p in sorted(folder.iterdir()) if p.is_dir() and p.name[:1] != "."] if folder.is_dir() else []
     checks = []
     for log in logs:
         if _WRITER.match(log.name) is None:
             found.add("repairable", f"log/{log.name}", "a folder that is no writer's log", "Remove it by hand")
-        elif layouts is not None:
+        elif layouts is not None and int(log.name, 16) not in leaving:
             checks.append(_LogCheck(log, layouts, found))
     total = sum(check.published for check in checks)
     for check in checks:
@@ -109,6 +116,28 @@ def _leftovers(path: Path, found: Findings) -> None:
     for item in path.glob(".*"):
         if _is_old(item):
             found.add("harmless", item.name, "a file that never got its name", "Remove it by hand")
+
+
+def _notes(path: Path, found: Findings) -> None:
+    """Checks how far the buffers got, as the workspace noted it."""
+    try:
+        read_home(path)
+    except CorruptionError as e:
+        found.add("repairable", "home.json", e.message, e.remedy or "")
+    for note in damaged_cursors(path):
+        what = "what the buffer held cannot be read, so nothing is evicted"
+        found.add(
+            "repairable", f"targets/{note.name}", what, "Snapshot to that buffer again, which is then looked at anew"
+        )
+
+
+def _leaving(folder: Path, found: Findings) -> frozenset[int]:
+    """Writers whose logs are evicted and may still be there."""
+    try:
+        return read_evicted(folder).leaving
+    except CorruptionError as e:
+        found.add("lost", EVICTED, e.message, e.remedy or "")
+        return frozenset()
 
 
 def _is_old(path: Path) -> bool:
@@ -126,16 +155,25 @@ class _LogCheck:
         self.writer = int(folder.name, 16)
         self.live = _is_live(folder)
         self.waiting: dict[EpisodeKey, int] = {}
+        self.first_is_damaged = False
         self.seal: Seal | None = None
         self._read_seal()
         self.segments: list[_Part] = []
-        beyond = None if self.seal is None else self.seal.segments
-        for file in sorted(folder.glob("*.seg"))[:beyond]:
-            self._open(file)
+        first = self._read_first()
+        for file in sorted(folder.glob("*.seg")):
+            beyond = self.seal is not None and file.name >= f"{self.seal.segments:08d}"
+            if file.name >= f"{first.segment:08d}" and not beyond:
+                self._open(file)
+        self.first = self._read_first()  # an eviction may have moved it before all was open
+        kept = self.first.segment if folder.is_dir() else 1 << 62
+        self.segments = [part for part in self.segments if part.segment.header.index >= kept]
         self.published = sum(part.rows for part in self.segments)
 
     def run(self, progress: Callable[[int], None]) -> None:
         found = self.found
+        if self._is_evicted() and not self.segments and not self.first.facts:
+            return
+        found.facts += len(self.first.facts)
         found.writers += 1
         found.live += self.live
         found.unsealed += not self.live and self.seal is None and bool(self.segments)
@@ -168,6 +206,22 @@ class _LogCheck:
         except CorruptionError as e:
             self.found.add("repairable", self._name(self.folder / SEAL), e.message, _OPEN)
 
+    def _read_first(self) -> First:
+        try:
+            return read_first(self.folder)
+        except CorruptionError as e:
+            if not self.first_is_damaged:
+                self.found.add("lost", self._name(self.folder / FIRST), e.message, e.remedy or "")
+            self.first_is_damaged = True
+            header = self.segments[0].segment.header if self.segments else None
+            return First() if header is None else First(header.index, header.first_row, header.first_fact)
+
+    def _is_evicted(self) -> bool:
+        """Whether the log went whole since, its tails included."""
+        if not self.folder.is_dir():
+            return True
+        return self.seal is not None and self._read_first().segment >= self.seal.segments
+
     def _open(self, file: Path) -> None:
         try:
             segment = Segment.open_(file, self.layouts)
@@ -186,10 +240,10 @@ class _LogCheck:
 
     def _continuity(self) -> None:
         """Where each segment's rows and facts end, by its successor, the seal or its own counter."""
-        rows = facts = 0
+        rows, facts = self.first.row, self.first.fact
         for k, part in enumerate(self.segments):
             header = part.segment.header
-            if header.index != (self.segments[k - 1].segment.header.index + 1 if k else 0):
+            if header.index != (self.segments[k - 1].segment.header.index + 1 if k else self.first.segment):
                 gap = (Extent(self.writer, rows, header.first_row),)
                 self.found.add("lost", part.name, "a segment before it is missing", _RESTORE, gap)
             elif (header.first_row, header.first_fact) != (rows, facts):
@@ -292,6 +346,11 @@ class _LogCheck:
                 files.append(TailFile.open_(path, self.layout))
             except CorruptionError as e:
                 self.found.add("lost", self._name(path), e.message, _RESTORE)
+            except StoreError:
+                if path.exists():
+                    raise
+        if self._is_evicted():
+            return
         # What a live writer appended meanwhile takes the place of what waited; a sealed log ends at its seal.
         missing = set(self.waiting.values())
         if self.live and self._moved():

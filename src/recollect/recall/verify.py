@@ -12,7 +12,6 @@ from recollect.hot.layouts import Layouts
 from recollect.hot.store import HotStore
 from recollect.hot.verify import Findings, Problem, Progress, verify_logs
 from recollect.recall.text import TextIndex
-from recollect.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,12 @@ def verify(path: Path, progress: Progress | None = None) -> Report:
         home.describe(path)
     except CorruptionError as e:
         problems.append(Problem("lost", "workspace.json", e.message, e.remedy or ""))
-    schema: Schema | None = None
+    layouts: Layouts | None = None
     try:
-        schema = home.read_schema(path)
+        layouts = None if home.read_schema(path) is None else home.layouts(path)
     except CorruptionError as e:
         remedy = "Copy the schema.json of a workspace with the same schema, or restore a backup"
         problems.append(Problem("lost", "schema.json", e.message, remedy))
-    layouts = None if schema is None else home.layouts(path)
     found = verify_logs(path, layouts, progress)
     indexes = () if layouts is None else _indexes(path, layouts, found)
     return Report(
