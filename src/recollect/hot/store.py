@@ -80,6 +80,7 @@ class HotStore:
         self._holds = False
         """Whether something evicted is kept readable for those who have the store pinned."""
         self._unlinked: list[weakref.ref[mmap.mmap]] = []
+        self._ended: dict[int, tuple[int, int]] = {}
 
     @property
     def layout(self) -> Layout:
@@ -185,6 +186,15 @@ class HotStore:
             known = f"; {self.evicted.writers} others were evicted whole" if self.evicted.writers else ""
             raise NotFound(f"no writer {writer} in workspace {self.name!r}{known}", remedy=self.elsewhere())
         return self.logs[writer]
+
+    def last_time(self, extent: Extent) -> int:
+        """When the last row of an extent was written, nanoseconds since 1970."""
+        stop, time_ns = self._ended.get(extent.writer, (-1, 0))
+        if stop != extent.stop:
+            ((block, row, _),) = self.log(extent.writer).pieces(extent.stop - 1, extent.stop)
+            time_ns = int(block.records["time"][row])
+            self._ended[extent.writer] = (extent.stop, time_ns)
+        return time_ns
 
     def close(self) -> None:
         """Gives up the index's file; it is opened again when it is next asked."""
