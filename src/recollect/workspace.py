@@ -191,7 +191,8 @@ class Workspace:
             on_roll=self.retainer.after_roll,
             find=self._resume_point,
         )
-        self._writers = [w for w in self._writers if w.is_open] + [writer]
+        with self._lock:
+            self._writers = [w for w in self._writers if w.is_open] + [writer]
         return writer
 
     def _resume_point(self, target: str | EpisodeKey | StepId, layout: Layout) -> ResumePoint:
@@ -224,7 +225,10 @@ class Workspace:
         else:
             values = check_step_facts(store.layout.schema, facts, self._mask)
         with self._lock:
-            if self._annotator is None or not self._annotator.usable:
+            if self._annotator is not None and not self._annotator.usable:
+                self._annotator.close()
+                self._annotator = None
+            if self._annotator is None:
                 self._annotator = Writer(
                     self.path / "log",
                     store.layout,
@@ -354,20 +358,29 @@ class Workspace:
     # -- closing -------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Closes the writers that this handle made, and its indexes. A private workspace is removed."""
-        for writer in self._writers:
-            writer.close()
-        self._writers.clear()
-        if self._annotator is not None:
-            self._annotator.close()
-            self._annotator = None
-        self.retainer.close()
+        """Closes the writers that this handle made, and its indexes. A private workspace is removed.
+
+        Raises the first error there was, once everything else is closed.
+        """
+        closing = [*(w.close for w in self._own_writers()), self.retainer.close]
         if self._store is not None:
-            self._store.close()
+            closing.append(self._store.close)
         if self._text is not None:
-            self._text.file.close()
+            closing.append(self._text.file.close)
         if self._private is not None:
-            self._private.remove()
+            closing.append(self._private.remove)
+        failed: BaseException | None = None
+        for close in closing:
+            try:
+                close()
+            except BaseException as e:
+                failed = failed or e
+        with self._lock:
+            self._writers = [w for w in self._writers if w.is_open]
+            if self._annotator is not None and not self._annotator.is_open:
+                self._annotator = None
+        if failed is not None:
+            raise failed
 
     def __enter__(self) -> Workspace:
         return self

@@ -44,6 +44,8 @@ def os_errors(doing: str, path: str | Path) -> Iterator[None]:
         text = f"{doing} {str(path)!r} failed: {e.strerror or e}"
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(text, remedy="Free some space, or set RECOLLECT_HOME to a larger disk") from e
+        if e.errno in (errno.EMFILE, errno.ENFILE):
+            raise StoreError(text, remedy="Raise the limit of open files (ulimit -n), or close what is not used") from e
         raise StoreError(text, remedy="Check that the path exists and may be written") from e
 
 

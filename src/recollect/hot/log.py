@@ -76,14 +76,14 @@ class WriterLog:
                 self._watch()
             else:
                 self._count(self._newest, watched[0])
-                if self.facts > self._scanned:
-                    self._find_resumptions()
 
     def _count(self, last: Segment, word: int) -> None:
         header = last.header
-        self.rows = header.first_row + min(word & ROWS_MASK, header.shape.rows)
         self.facts = header.first_fact + min(word >> 32, header.shape.facts)
-        self._word = word
+        if self.facts > self._scanned:
+            self._find_resumptions()
+        self.rows = header.first_row + min(word & ROWS_MASK, header.shape.rows)
+        self._word = word  # last: what fails above is looked at again
 
     def _watch(self) -> None:
         """Chooses what tells that nothing is new: the newest segment's control words. Whoever seals a log marks its

@@ -214,16 +214,25 @@ class Writer:
         return self._log.is_open
 
     def close(self) -> None:
-        """Marks open episodes interrupted, makes everything durable, seals the log. Closing twice is fine."""
+        """Marks open episodes interrupted, makes everything durable, seals the log. Closing twice is fine.
+
+        Raises:
+            DiskFull, StoreError: an episode's end found no room, or the disk refused. The writer is closed all the
+                same, and what could be synced is; recovery seals its log when the workspace is next opened.
+        """
         if self._flusher is not None:
             self._flusher.stop()
         with self._log.lock:
             if not self._log.is_open:
                 return
-            _live.discard(self)
-            for episode in list(self._open.values()):
-                self.close_episode(episode)
-            self._log.close()
+            ended = False
+            try:
+                for episode in list(self._open.values()):
+                    self.close_episode(episode)
+                ended = True
+            finally:
+                self._log.close(whole=ended)
+                _live.discard(self)
 
     def __enter__(self) -> Writer:
         return self
