@@ -15,7 +15,6 @@ import pytest
 import recollect as rc
 from recollect import errors
 from recollect.hot.files import is_locked
-from recollect.hot.first import First, Resumption, read_first, write_first
 from recollect.hot.log import WriterLog
 from recollect.hot.segment import ROWS_MASK
 from recollect.view import Cut, EpisodeKey, Extent
@@ -411,14 +410,6 @@ def test_a_second_resumption_in_one_log_waits_for_its_predecessors_too(ws: rc.Wo
         assert [r.turn for r in store.log(two.id).resumed[episode.key]] == [1, 3]
         stops = store.with_predecessors({two.id: rows[two.id], one.id: 1})
         assert stops == {two.id: rows[two.id], one.id: rows[one.id]}
-
-
-def test_closings_outlive_the_segments_that_they_were_written_in(tmp_path: Path) -> None:
-    key = EpisodeKey(1, 0)
-    first = First(closed=((key, 3),), resumed=(Resumption(key, 2, ((7, 5),), 1), Resumption(key, 4, ((7, 6),), 3)))
-    (tmp_path / "0000000000000001").mkdir()
-    write_first(tmp_path / "0000000000000001", first)
-    assert read_first(tmp_path / "0000000000000001") == first
 
 
 @pytest.mark.parametrize("annotate", [False, True])
