@@ -311,12 +311,15 @@ def test_rows_whose_resumption_is_lost_are_counted(ws: rc.Workspace, monkeypatch
     with ws.writer() as writer:
         lost = writer.id
         _append(writer.resume_episode("a"), 2, 4)
-    monkeypatch.setattr(WriterLog, "_find_turns", lambda log: None)
-    ws = rc.open_workspace("w")
-    assert not ws._hot().log(lost).resumed
-    with ws.writer() as writer:
-        _append(writer.resume_episode("a"), 4, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(WriterLog, "_find_turns", lambda log: None)
+        ws = rc.open_workspace("w")
+        assert not ws._hot().log(lost).resumed
+        with ws.writer() as writer:
+            key, last = ws.episode("a").key, writer.id
+            _append(writer.resume_episode("a"), 4, 5)
     assert _logged(ws, "a") == [0, 1, 2, 3, 4]
+    assert set(dict(rc.open_workspace("w")._hot().log(last).resumed[key][0].after)) == {key.writer, lost}
 
 
 def test_a_status_from_elsewhere_opens_no_door(ws: rc.Workspace) -> None:
@@ -407,8 +410,9 @@ def test_a_second_resumption_in_one_log_waits_for_its_predecessors_too(ws: rc.Wo
                 _append(episode, k, k + 1)
         store = rc.open_workspace("w")._hot()
         rows = {w: store.log(w).rows for w in (one.id, two.id)}
-        assert [r.turn for r in store.log(two.id).resumed[episode.key]] == [1, 3]
-        stops = store.with_predecessors({two.id: rows[two.id], one.id: 1})
+        turns = store.log(two.id).resumed[episode.key]
+        assert [r.turn for r in turns] == [1, 3]
+        stops = store.with_predecessors({two.id: rows[two.id], one.id: dict(turns[0].after)[one.id]})
         assert stops == {two.id: rows[two.id], one.id: rows[one.id]}
 
 
