@@ -45,8 +45,9 @@ FACT = np.dtype(
     ]
 )
 """A fact's record; its values are JSON in the heap. step_seq is -1 for facts about the episode."""
-VALUES, RESUMPTION = 0, 1
-"""Kinds of fact: values of an episode or a step; an episode goes on in this log, after rows of others."""
+VALUES, RESUMPTION, CLOSED = 0, 1, 2
+"""Kinds of fact: values of an episode or a step; an episode goes on in this log, after rows of others; an episode gets
+no more rows in this log, unless it is resumed there."""
 ROWS_MASK = (1 << 32) - 1
 CONTROL = ("published", "rolled", "sealed", "first_row")
 """The first words of the control page: the publish word, the mark that the writer went on to the next segment, the mark

@@ -25,7 +25,7 @@ from recollect.records.block import Block, join_rows
 from recollect.records.build import Changed, build_view, unchanged
 from recollect.records.layout import Layout
 from recollect.records.overlay import overlay
-from recollect.view import Cut, Extent, Fact, FactIndex, Ids, View
+from recollect.view import Cut, EpisodeKey, Extent, Fact, FactIndex, Ids, View
 
 SETTLED_NS = 1_000_000_000
 """How old a folder's time of change must be before it is believed: file systems count in ticks of some milliseconds."""
@@ -142,9 +142,9 @@ class HotStore:
         self.refresh()
         logs = [self.logs[w] for w in sorted(self.logs) if not self.logs[w].gone]
         stops = self.with_predecessors({log.writer: log.rows for log in logs})
-        starts = {log.writer: log.first.row for log in logs}
+        starts = {w: self.logs[w].first.row for w in stops}
         cut = Cut(
-            tuple(Extent(w, starts[w], stop) for w, stop in stops.items() if stop > starts[w]),
+            tuple(Extent(w, starts[w], stop) for w, stop in sorted(stops.items()) if stop > starts[w]),
             tuple((log.writer, log.facts) for log in logs if log.facts),
         )
         return cut, starts
@@ -158,9 +158,10 @@ class HotStore:
         again = True
         while again:
             again = False
-            for writer, stop in stops.items():
-                log = self.logs.get(writer)
-                for resumption in () if log is None else list(log.resumed.values()):
+            for writer in list(stops):
+                log, stop = self.logs.get(writer), stops[writer]
+                found = [] if log is None else [r for turns in list(log.resumed.values()) for r in turns]
+                for resumption in found:
                     for other, rows in resumption.after if resumption.row < stop else ():
                         if stops.get(other, 0) >= rows or self._is_gone(other):
                             continue
@@ -204,6 +205,10 @@ class HotStore:
         """Whether all these writers are gone for good."""
         logs = self.logs
         return all(logs[w].sealed if w in logs else self._is_gone(w) for w in writers)
+
+    def growing_elsewhere(self) -> set[EpisodeKey]:
+        """Episodes that were resumed in logs which may still grow."""
+        return {key for log in list(self.logs.values()) if not log.sealed for key in list(log.resumed)}
 
     # -- eviction ------------------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ from recollect.hot.fields import FieldWriters, OpenEpisode
 from recollect.hot.files import locked
 from recollect.hot.growing import Durability, GrowingLog
 from recollect.hot.lanes import Lanes
-from recollect.hot.resume import ResumePoint
-from recollect.hot.segment import RESUMPTION
+from recollect.hot.resume import INTERRUPTED, ResumePoint
+from recollect.hot.segment import CLOSED, RESUMPTION
 from recollect.masking import Masker, keep
 from recollect.records.layout import Layout
 from recollect.view import EpisodeKey, StepId
@@ -99,14 +99,17 @@ class Writer:
                 self._log.check()
                 opened = self._open[point.key] = OpenEpisode(point.key)
                 opened.id, opened.step, opened.history = point.id, point.step, point.history
+                opened.judged = point.status not in (None, INTERRUPTED)
                 resumption = {
-                    "values": {"status": None},
+                    "values": {"status": None} if point.status == INTERRUPTED else {},
                     "row": self._log.first_row + self._log.rows,
                     "after": point.after,
+                    "turn": point.turn,
                 }
                 self._log.append_fact(point.key, None, resumption, kind=RESUMPTION)
                 if point.waiting is not None:
                     self._single.put_observation(opened, point.waiting.records[:1], point.waiting.planes)
+            self._log.sync()  # a power cut that kept resumed rows without it would leave them to nobody
         return Episode(self, opened)
 
     def open_episode(self, id: str | None, attempt: int | None, facts: Mapping[str, Any]) -> OpenEpisode:
@@ -144,12 +147,14 @@ class Writer:
     def close_episode(self, episode: OpenEpisode) -> None:
         """Ends an episode that may still grow; one that neither ended nor was judged was interrupted."""
         with self._log.lock:
-            self._open.pop(episode.key, None)
+            if self._open.get(episode.key) is episode:  # otherwise it was resumed here since
+                del self._open[episode.key]
             if episode.ended or self._log.unusable is not None:
                 return
             self._single.close_episode(episode)
-            if episode.step and not episode.judged:
-                self._log.append_fact(episode.key, None, {"status": "interrupted"})
+            if episode.step or episode.judged or episode.id is not None:
+                values = {"status": INTERRUPTED} if episode.step and not episode.judged else {}
+                self._log.append_fact(episode.key, None, values, kind=CLOSED)
 
     def annotate(self, episode: EpisodeKey, step: StepId | None, values: Mapping[str, Any]) -> StepId:
         """Writes checked facts about an episode or a step; returns the fact's own id."""

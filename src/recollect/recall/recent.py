@@ -103,8 +103,9 @@ def _episode(store: HotStore, name: str | EpisodeKey | StepId) -> EpisodeRecord:
     own = Cut(extents, cut.facts)
     tails = partial(store.tails, layout=layout)
     view = build_view(layout, own, pieces, tails, lambda: facts, _changed(facts), store.name)
-    writers = {key.writer, *(e.writer for e in extents), *(f.writer for f in facts.history.get(key, ()))}
-    return EpisodeRecord(view, key, view.episodes.rows_of(key), over=store.are_sealed(writers))
+    writers = {key.writer, *(e.writer for e in extents)}
+    over = store.are_sealed(writers) and key not in store.growing_elsewhere()
+    return EpisodeRecord(view, key, view.episodes.rows_of(key), over=over)
 
 
 def resolve(store: HotStore, cut: Cut, name: str | EpisodeKey | StepId) -> EpisodeKey:
