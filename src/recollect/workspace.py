@@ -189,6 +189,7 @@ class Workspace:
             durability=chosen,
             mask=self._mask,
             on_roll=self.retainer.after_roll,
+            largest=self.keep.segment_bytes(layouts.newest.row_bytes),
             find=self._resume_point,
         )
         with self._lock:
@@ -236,6 +237,7 @@ class Workspace:
                     durability=self.durability,
                     mask=self._mask,
                     on_roll=self.retainer.after_roll,
+                    largest=self.keep.segment_bytes(store.layout.row_bytes),
                 )
             return self._annotator.annotate(key, step, values)
 

@@ -46,11 +46,13 @@ class Behind:
         unsynced: segments, the newest included, that no completed sync covers; named: whether one of them got its name
             since the folder was last flushed.
         evicted_below: segments below it were evicted; set by whoever evicts.
+        largest: bytes that a segment may have unless one append needs more; None for no bound.
         on_roll: called after the log went on in a new segment, with the log's lock held.
     """
 
     unsynced: list[Segment] = field(default_factory=list)
     named: bool = False
+    largest: int | None = None
     evicted_below: int = 0
     on_roll: Callable[[], None] | None = None
 
@@ -137,6 +139,8 @@ class GrowingLog:
     def _next_shape(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> Shape:
         """The shape of the next segment, with room for the given needs."""
         target = SEGMENT_BYTES[min(self._count, len(SEGMENT_BYTES) - 1)]
+        if self.behind.largest is not None:
+            target = max(SEGMENT_BYTES[0], min(target, self.behind.largest))
         return Shape.fitting(
             self.layout, target, rows + ROWS_PER_APPEND, planes + ROWS_PER_APPEND, facts + 1, heap_bytes
         )

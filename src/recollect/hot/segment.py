@@ -75,12 +75,10 @@ class Shape:
         heap_bytes: int = 0,
     ) -> Shape:
         """About `target_bytes`, but never less than what must fit: rows, planes, facts, heap bytes."""
-        wide = sum(layout.plane_bytes.values())
         heap_share = 4 if layout.heap else 1
-        per_row = layout.itemsize + wide
-        n = max(64, rows, int(target_bytes * (1 - 0.125 * heap_share)) // per_row)
+        n = max(64, rows, int(target_bytes * (1 - 0.125 * heap_share)) // layout.row_bytes)
         heap = max(1 << 14, 2 * heap_bytes, int(target_bytes * 0.1 * heap_share))
-        return cls(n, max(64, facts, n // 64), max(n, planes) if wide else 0, heap)
+        return cls(n, max(64, facts, n // 64), max(n, planes) if layout.wide else 0, heap)
 
 
 @dataclass(frozen=True)

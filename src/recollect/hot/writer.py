@@ -46,12 +46,13 @@ class Writer:
         durability: Durability = "interval",
         mask: Masker = keep,
         on_roll: Callable[[], None] | None = None,
+        largest: int | None = None,
         find: Callable[[str | EpisodeKey | StepId, Layout], ResumePoint] | None = None,
     ) -> None:
         self.layout, self.agent, self.durability = layout, agent, durability
         self._mask, self._find, self._folder = mask, find, folder
         self._log = GrowingLog(folder, layout, agent, durability)
-        self._log.behind.on_roll = on_roll
+        self._log.behind.on_roll, self._log.behind.largest = on_roll, largest
         self.id = self._log.id
         fields = FieldWriters(layout, mask)
         self._single = StepAppender(self._log, fields)
