@@ -318,6 +318,8 @@ class GrowingLog:
                 tail.close()
             with contextlib.suppress(OSError):
                 self._spare.discard()
+                for left in self.folder.glob(".*.new"):  # a roll that was interrupted
+                    left.unlink(missing_ok=True)
 
     def abandon_after_fork(self) -> None:
         """In a forked child: the parent goes on under this id, so the child may not."""
