@@ -29,13 +29,12 @@ from recollect.records.layout import Layout
 from recollect.view import EpisodeKey, Extent
 from tests.support import python, run_python
 
-SCHEMA = rc.Schema(
-    {
-        "observation": rc.Tensor("float32", (2,)),
-        "picture": rc.Frames((4, 4), optional=True),
-        "note": rc.Text(optional=True),
-    }
-)
+FIELDS: dict[str, Any] = {
+    "observation": rc.Tensor("float32", (2,)),
+    "picture": rc.Frames((4, 4), optional=True),
+    "note": rc.Text(optional=True),
+}
+SCHEMA = rc.Schema(FIELDS)
 LAYOUT = Layout.of(SCHEMA)
 LAYOUTS = Layouts({1: SCHEMA}.get)
 
@@ -355,3 +354,42 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (24, resource.getrlimit(resource.RLIM
 print(sum(w.visible for w in ws.stats().writers))
 """
         assert run_python(script).strip() == "40"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_schema_that_is_missing_beside_logs_is_damage_and_nobody_fixes_another(tmp_path: Path, version: int) -> None:
+    with rc.create_workspace(tmp_path / "w", SCHEMA) as ws, ws.writer() as writer:
+        _fill(writer)
+        if version == 2:
+            ws.evolve(rc.Schema({**FIELDS, "more": rc.Text(optional=True)}))
+    handle = rc.open_workspace(tmp_path / "w")
+    (ws.path / "schema.json").unlink()
+    with pytest.raises(errors.CorruptionError, match=r"schema.json is missing, but logs are there"):
+        rc.open_workspace(ws.path)
+    other = rc.Schema({"observation": rc.Tensor("int8", (1,))})
+    for schema in (other, SCHEMA):
+        with pytest.raises(errors.CorruptionError, match=r"schema.json is missing"):
+            handle.writer(schema=schema)
+    with pytest.raises(errors.CorruptionError, match=r"schema.json is missing"):
+        handle.evolve(other)
+    assert not (ws.path / "schema.json").exists()
+    report = handle.verify()
+    assert not report.ok and [p.where for p in report.problems if p.level == "lost"] == ["schema.json"]
+
+
+def test_what_lies_beside_the_logs_is_no_log(tmp_path: Path) -> None:
+    ws = rc.create_workspace(tmp_path / "w", SCHEMA)
+    (ws.path / "log" / "README").write_text("logs")
+    (ws.path / "log" / "lost+found").mkdir()
+    (ws.path / "log" / "0123456789abcdef").write_text("a file")
+    with ws.writer() as writer:
+        _fill(writer)
+        assert len(ws.recent(1)) == 1
+        assert ws.stats().writers
+        with pytest.raises(errors.WriterError):
+            rc.delete_workspace(ws.path)
+    again = rc.open_workspace(ws.path)
+    assert len(again.recent(100)) == 12
+    assert again.verify().ok
+    assert not list((ws.path / "log" / "lost+found").iterdir())
+    rc.delete_workspace(ws.path)

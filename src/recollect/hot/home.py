@@ -40,6 +40,7 @@ from recollect.hot.files import (
     refuse_network_file_system,
     replace_file,
     sync_folder,
+    writers_folders,
 )
 from recollect.hot.growing import GATE, GATE_WAIT_S, Durability
 from recollect.hot.keep import Keep
@@ -206,16 +207,35 @@ def read_version(path: Path, version: int) -> Schema | None:
 
 
 def layouts(path: Path) -> Layouts:
-    """The layouts of every version. Raises NotFound where nobody has fixed the schema."""
+    """The layouts of every version.
+
+    Raises:
+        NotFound: nobody has fixed the schema.
+        CorruptionError: somebody had.
+    """
+    _newest(path)
     return Layouts(lambda version: read_version(path, version))
 
 
 def _newest(path: Path) -> tuple[int, Schema | None]:
-    """The newest version's number and schema; 0 and None while there is none."""
+    """The newest version's number and schema; 0 and None while there is none.
+
+    Raises:
+        CorruptionError: a file is damaged, or the first one is missing: a log was written under some schema.
+    """
     version = 0
     while os.path.exists(_schema_file(path, version + 1)):  # noqa: PTH110
         version += 1
+    if version == 0 and _has_logs(path) and not os.path.exists(_schema_file(path, 1)):  # noqa: PTH110
+        raise CorruptionError(
+            f"workspace {path.name!r} is damaged: schema.json is missing, but logs are there",
+            remedy="Copy the workspace again, whole, or copy the schema.json of a workspace with the same schema",
+        )
     return version, read_version(path, version) if version else None
+
+
+def _has_logs(path: Path) -> bool:
+    return any(next(folder.glob("*.seg"), None) is not None for folder in writers_folders(path / "log"))
 
 
 def _schema_file(path: Path, version: int) -> str:
@@ -236,12 +256,7 @@ def list_workspaces() -> list[Path]:
 
 def live_writers(path: Path) -> list[int]:
     """Writers whose process is alive, by their locks."""
-    out = []
-    log = path / "log"
-    for folder in sorted(log.iterdir()) if log.is_dir() else ():
-        if not folder.name.startswith(".") and is_locked(folder / "lock"):
-            out.append(int(folder.name, 16))
-    return out
+    return [int(folder.name, 16) for folder in writers_folders(path / "log") if is_locked(folder / "lock")]
 
 
 def delete(path: Path) -> None:
