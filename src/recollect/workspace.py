@@ -173,24 +173,26 @@ class Workspace:
         Raises:
             SchemaError: no schema yet, and none given.
             SchemaMismatch: another schema; each field that differs is named.
+            NotFound: the workspace was deleted.
             DiskFull, StoreError: the log cannot be created.
         """
-        if schema is not None:
-            home.fix_schema(self.path, schema)
         chosen = durability or self.durability
         if chosen not in home.DURABILITIES:
             raise ArgumentError("unknown durability", value=chosen, remedy=f"One of {', '.join(home.DURABILITIES)}")
-        layouts = self._hot().layouts
-        layouts.refresh()
-        writer = Writer(
-            self.path / "log",
-            layouts.newest,
-            agent=self._mask(agent),
-            durability=chosen,
-            mask=self._mask,
-            on_roll=self.retainer.after_roll,
-            find=self._resume_point,
-        )
+        with home.held(self.path, self.id):
+            if schema is not None:
+                home.fix_schema(self.path, schema)
+            layouts = self._hot().layouts
+            layouts.refresh()
+            writer = Writer(
+                self.path / "log",
+                layouts.newest,
+                agent=self._mask(agent),
+                durability=chosen,
+                mask=self._mask,
+                on_roll=self.retainer.after_roll,
+                find=self._resume_point,
+            )
         self._writers = [w for w in self._writers if w.is_open] + [writer]
         return writer
 
@@ -225,14 +227,15 @@ class Workspace:
             values = check_step_facts(store.layout.schema, facts, self._mask)
         with self._lock:
             if self._annotator is None or not self._annotator.usable:
-                self._annotator = Writer(
-                    self.path / "log",
-                    store.layout,
-                    agent="annotate",
-                    durability=self.durability,
-                    mask=self._mask,
-                    on_roll=self.retainer.after_roll,
-                )
+                with home.held(self.path, self.id):
+                    self._annotator = Writer(
+                        self.path / "log",
+                        store.layout,
+                        agent="annotate",
+                        durability=self.durability,
+                        mask=self._mask,
+                        on_roll=self.retainer.after_roll,
+                    )
             return self._annotator.annotate(key, step, values)
 
     # -- reading -------------------------------------------------------------------------------------------
@@ -335,6 +338,7 @@ class Workspace:
             AlreadyExists: the tag names another version.
             SchemaMismatch: the buffer has another schema.
             ConflictError: others kept committing first. Nothing is lost; run it again.
+            NotFound: the workspace was deleted.
             StoreError, DiskFull: the store cannot be reached or written. Nothing is half-written; run it again.
         """
         from recollect.cold.location import Location
@@ -342,6 +346,7 @@ class Workspace:
         from recollect.promote.snapshot import check_tag, nothing_to_promote, snapshot
 
         check_tag(tag)
+        home.require(self.path, self.id)
         location = Location(to, storage_options)
         if self.schema is None:
             return nothing_to_promote(location)

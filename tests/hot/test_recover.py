@@ -295,7 +295,7 @@ def test_a_workspace_is_not_deleted_while_a_writer_starts(tmp_path: Path) -> Non
     gate.__exit__(None, None, None)
     thread.join()
     assert not ws.path.exists()
-    with pytest.raises(errors.NotFound, match="no workspace"):
+    with pytest.raises(errors.NotFound, match="was deleted"):
         ws.writer()
 
 
@@ -393,3 +393,51 @@ def test_what_lies_beside_the_logs_is_no_log(tmp_path: Path) -> None:
     assert again.verify().ok
     assert not list((ws.path / "log" / "lost+found").iterdir())
     rc.delete_workspace(ws.path)
+
+
+def test_a_forked_child_reads_though_a_thread_looked_for_a_schema(tmp_path: Path) -> None:
+    with rc.create_workspace(tmp_path / "w", SCHEMA) as ws:
+        with ws.writer() as writer:
+            _fill(writer)
+        ws.recent(1)
+        layouts = ws._hot().layouts
+        with layouts._lock:  # as when another thread was within `refresh`
+            pid = os.fork()
+            if pid == 0:
+                free = layouts._lock.acquire(timeout=5)
+                if free:
+                    layouts._lock.release()
+                os._exit(0 if free and len(ws.recent(1)) == 1 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_handle_does_not_write_to_another_workspace_of_its_name(tmp_path: Path, again: bool) -> None:
+    ws = rc.create_workspace(tmp_path / "w", SCHEMA)
+    with ws.writer() as writer:
+        _fill(writer)
+    (hit,) = ws.recent(1)
+    rc.delete_workspace(ws.path)
+    other = rc.create_workspace(ws.path, rc.Schema({"observation": rc.Tensor("int8", (1,))})) if again else None
+    for use in (
+        lambda: ws.writer(),
+        lambda: ws.writer(schema=SCHEMA),
+        lambda: ws.annotate(hit.episode, lesson="none"),
+        lambda: ws.snapshot(tmp_path / "buffer"),
+    ):
+        with pytest.raises(errors.NotFound):
+            use()
+    assert not (tmp_path / "buffer").exists()
+    if other is not None:
+        assert not list((other.path / "log").glob("[0-9a-f]*"))
+    else:
+        assert not ws.path.exists()
+
+
+def test_a_deleted_workspace_without_a_schema_has_nothing_to_promote_and_no_writers(tmp_path: Path) -> None:
+    ws = rc.create_workspace(tmp_path / "w")
+    rc.delete_workspace(ws.path)
+    with pytest.raises(errors.NotFound):
+        ws.snapshot(tmp_path / "buffer")
+    with pytest.raises(errors.NotFound):
+        ws.writer(schema=SCHEMA)

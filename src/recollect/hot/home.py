@@ -13,11 +13,13 @@ Each of these files carries a checksum (`notes`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -136,6 +138,33 @@ def describe(path: Path) -> Description:
         raise CorruptionError(f"{str(path / 'workspace.json')!r} is damaged: {e}", remedy=_DAMAGED) from None
     durability = cast(Durability, data["durability"])
     return Description(data["id"], data["name"], path, durability, kept, int(data["created_ns"]))
+
+
+@contextlib.contextmanager
+def held(path: Path, id: str) -> Iterator[None]:
+    """Keeps a workspace from being deleted meanwhile.
+
+    Raises:
+        NotFound: it was deleted, or another one has its name by now.
+    """
+    try:
+        with os_errors("holding workspace", path), locked(path / "log" / GATE, GATE_WAIT_S, shared=True):
+            require(path, id)
+            yield
+    except StoreError as e:
+        if isinstance(e.__cause__, FileNotFoundError):
+            require(path, id)
+        raise
+
+
+def require(path: Path, id: str) -> None:
+    """Raises NotFound where a workspace was deleted, though another one may have its name by now."""
+    try:
+        found: str | None = describe(path).id
+    except NotFound:
+        found = None
+    if found != id:
+        raise NotFound(f"workspace {path.name!r} was deleted", remedy="Open it again if it was created again")
 
 
 def change_keep(path: Path, kept: Keep) -> None:
