@@ -445,17 +445,15 @@ def _create(
     with contextlib.ExitStack() as undo:
         if folder is not None:
             undo.callback(folder.remove)
-            description = home.create(folder.path, "private", durability or "process", keep)
+            description = home.create(folder.path, "private", durability or "process", keep, schema)
         else:
             assert name is not None
             path = home.workspace_path(name)
-            description = home.create(path, path.name, durability or "interval", keep)
+            description = home.create(path, path.name, durability or "interval", keep, schema)
         if at is not None:
             from recollect.cold.location import Location
 
             fix_home(description.path, Location(at).uri)
-        if schema is not None:
-            home.fix_schema(description.path, schema)
         undo.pop_all()
     return Workspace(description, mask, folder)
 

@@ -97,8 +97,16 @@ class Description:
     created_ns: int
 
 
-def create(path: Path, name: str, durability: Durability, kept: Keep) -> Description:
-    """Raises AlreadyExists, ArgumentError, or StoreError where the folder cannot be made."""
+def create(path: Path, name: str, durability: Durability, kept: Keep, schema: Schema | None = None) -> Description:
+    """Makes a workspace. `workspace.json` comes last: whoever finds it finds the schema too.
+
+    Of those that create it at a time, one at a time looks for it, so that the schema is the winner's.
+
+    Raises:
+        AlreadyExists: there is one.
+        SchemaMismatch, CorruptionError: the folder holds logs without a description, of another schema or of none.
+        ArgumentError, StoreError: an unknown durability; the folder cannot be made.
+    """
     if durability not in DURABILITIES:
         raise ArgumentError("unknown durability", value=durability, remedy=f"One of {', '.join(DURABILITIES)}")
     with os_errors("creating workspace", path):
@@ -113,9 +121,22 @@ def create(path: Path, name: str, durability: Durability, kept: Keep) -> Descrip
             "created_ns": time.time_ns(),
         }
         make_folder(path / "log")
-        if not create_exclusive(path / "workspace.json", pack(data)):
-            raise AlreadyExists(f"workspace {name!r} exists", remedy="Open it, or choose another name")
+        with locked(path / "log" / GATE, GATE_WAIT_S):
+            taken = (path / "workspace.json").exists()
+            if not taken and schema is not None:
+                _begin_with(path, schema)
+            if taken or not create_exclusive(path / "workspace.json", pack(data)):
+                raise AlreadyExists(f"workspace {name!r} exists", remedy="Open it, or choose another name")
     return describe(path)
+
+
+def _begin_with(path: Path, schema: Schema) -> None:
+    """Makes `schema` that of a workspace that is not there yet. What a creator that died left is overwritten."""
+    version, left = _newest(path)
+    if version == 1 and left != schema and not _has_logs(path):
+        replace_file(Path(_schema_file(path, 1)), _packed(schema))
+    else:
+        fix_schema(path, schema)
 
 
 def describe(path: Path) -> Description:
