@@ -18,6 +18,7 @@ from recollect.errors import NotFound
 from recollect.hot import catalog, evicted
 from recollect.hot.catalog import Catalog
 from recollect.hot.evicted import Evicted, read_evicted, signature
+from recollect.hot.files import writers_folders
 from recollect.hot.layouts import Layouts
 from recollect.hot.log import WriterLog
 from recollect.hot.targets import read_home
@@ -113,9 +114,9 @@ class HotStore:
             return
         now_ns = time.time_ns()
         unborn = False
-        for path in self.folder.iterdir():
-            writer = -1 if path.name.startswith(".") else int(path.name, 16)
-            if writer < 0 or writer in self.logs or writer in self.evicted.leaving:
+        for path in writers_folders(self.folder):
+            writer = int(path.name, 16)
+            if writer in self.logs or writer in self.evicted.leaving:
                 continue
             if (path / "00000000.seg").exists() or (path / "first.json").exists():
                 log = self.logs[writer] = WriterLog(path, self.layouts)
