@@ -275,7 +275,7 @@ def test_a_look_at_the_counters_that_fails_is_made_again(monkeypatch: pytest.Mon
         episode.finish(lesson="x")
         episode.append(uid=1)
         with monkeypatch.context() as m:
-            m.setattr(WriterLog, "_find_resumptions", _interrupt)
+            m.setattr(WriterLog, "_find_turns", _interrupt)
             for _ in range(2):
                 with pytest.raises(KeyboardInterrupt):
                     ws.cut()
