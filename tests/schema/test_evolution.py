@@ -251,3 +251,10 @@ def test_a_default_that_does_not_fit_is_refused_at_once(make: Any, word: str) ->
     with pytest.raises(errors.SchemaError) as caught:
         make()
     assert word in str(caught.value)
+
+
+def test_very_large_and_small_numbers_stand_together_in_a_default() -> None:
+    field = rc.Tensor("uint64", (2, 2), default=[[2**64 - 1, 2**63], [0, 1]])
+    assert field.default == ((2**64 - 1, 2**63), (0, 1))
+    with pytest.raises(errors.SchemaError):
+        rc.Tensor("uint64", (2,), default=[2**64, 0])

@@ -6,6 +6,7 @@ A default is kept in one form whatever the caller wrote: numbers cast to the fie
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,11 @@ def parse_default(kind: str, path: str, value: Any) -> Any:
 
 
 def _cast(value: Any, dtype: str, shape: tuple[int, ...] | None) -> NDArray[Any]:
+    if np.dtype(dtype).kind in "iu" and isinstance(value, list | tuple):
+        # Python's own numbers first: numpy takes small and very large ones together for floats.
+        with contextlib.suppress(OverflowError, TypeError, ValueError):
+            exact = np.array(value, object)
+            value = exact.astype(dtype) if all(type(x) is int for x in exact.flat) else value
     try:
         array = cast_array(value, np.dtype(dtype), shape, "default")
     except FieldError as e:
