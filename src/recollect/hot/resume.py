@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from recollect.errors import EpisodeError
 from recollect.hot.files import is_locked, sync_file
 from recollect.records.block import Block
+from recollect.records.heads import deepest_stack
 from recollect.records.layout import FINAL, HAS_NEXT, TERMINATED, TRUNCATED, Layout, column
 from recollect.schema import Frames
 from recollect.view import Cut, EpisodeKey, make_ids
@@ -61,7 +62,7 @@ def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoin
         layout: that of the writer which will go on with it.
 
     Raises:
-        EpisodeError: it has ended, or a live writer still has it open.
+        EpisodeError: it has ended, a live writer still has it open, or rows that it needs were evicted.
         SchemaMismatch: it has rows of a newer schema than the writer's.
     """
     cut = store.cut()
@@ -77,6 +78,11 @@ def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoin
     if last is None and opener is not None and key.counter < opener.first.next_episode:
         raise EpisodeError(
             f"the rows of episode {name!r} were evicted", remedy="Open another attempt: writer.episode(id=)"
+        )
+    if steps and steps[0].step > 0 and len(steps) < deepest_stack(layout.schema) - 1:
+        raise EpisodeError(
+            f"the frames that the next step of episode {name!r} reaches back to were evicted",
+            remedy="Open another attempt: writer.episode(id=)",
         )
     if last is not None and last.flags & (TERMINATED | TRUNCATED):
         raise EpisodeError(f"episode {name!r} has ended", remedy="Open another attempt: writer.episode(id=)")
