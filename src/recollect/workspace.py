@@ -173,25 +173,29 @@ class Workspace:
         Raises:
             SchemaError: no schema yet, and none given.
             SchemaMismatch: another schema; each field that differs is named.
+            NotFound: the workspace was deleted.
             DiskFull, StoreError: the log cannot be created.
         """
-        if schema is not None:
-            home.fix_schema(self.path, schema)
         chosen = durability or self.durability
         if chosen not in home.DURABILITIES:
             raise ArgumentError("unknown durability", value=chosen, remedy=f"One of {', '.join(home.DURABILITIES)}")
-        layouts = self._hot().layouts
-        layouts.refresh()
-        writer = Writer(
-            self.path / "log",
-            layouts.newest,
-            agent=self._mask(agent),
-            durability=chosen,
-            mask=self._mask,
-            on_roll=self.retainer.after_roll,
-            find=self._resume_point,
-        )
-        self._writers = [w for w in self._writers if w.is_open] + [writer]
+        with home.held(self.path, self.id):
+            if schema is not None:
+                home.fix_schema(self.path, schema)
+            layouts = self._hot().layouts
+            layouts.refresh()
+            writer = Writer(
+                self.path / "log",
+                layouts.newest,
+                agent=self._mask(agent),
+                durability=chosen,
+                mask=self._mask,
+                on_roll=self.retainer.after_roll,
+                largest=self.keep.segment_bytes(layouts.newest.row_bytes),
+                find=self._resume_point,
+            )
+        with self._lock:
+            self._writers = [w for w in self._writers if w.is_open] + [writer]
         return writer
 
     def _resume_point(self, target: str | EpisodeKey | StepId, layout: Layout) -> ResumePoint:
@@ -224,15 +228,20 @@ class Workspace:
         else:
             values = check_step_facts(store.layout.schema, facts, self._mask)
         with self._lock:
-            if self._annotator is None or not self._annotator.usable:
-                self._annotator = Writer(
-                    self.path / "log",
-                    store.layout,
-                    agent="annotate",
-                    durability=self.durability,
-                    mask=self._mask,
-                    on_roll=self.retainer.after_roll,
-                )
+            if self._annotator is not None and not self._annotator.usable:
+                self._annotator.close()
+                self._annotator = None
+            if self._annotator is None:
+                with home.held(self.path, self.id):
+                    self._annotator = Writer(
+                        self.path / "log",
+                        store.layout,
+                        agent="annotate",
+                        durability=self.durability,
+                        mask=self._mask,
+                        on_roll=self.retainer.after_roll,
+                        largest=self.keep.segment_bytes(store.layout.row_bytes),
+                    )
             return self._annotator.annotate(key, step, values)
 
     # -- reading -------------------------------------------------------------------------------------------
@@ -335,6 +344,7 @@ class Workspace:
             AlreadyExists: the tag names another version.
             SchemaMismatch: the buffer has another schema.
             ConflictError: others kept committing first. Nothing is lost; run it again.
+            NotFound: the workspace was deleted.
             StoreError, DiskFull: the store cannot be reached or written. Nothing is half-written; run it again.
         """
         from recollect.cold.location import Location
@@ -342,6 +352,7 @@ class Workspace:
         from recollect.promote.snapshot import check_tag, nothing_to_promote, snapshot
 
         check_tag(tag)
+        home.require(self.path, self.id)
         location = Location(to, storage_options)
         if self.schema is None:
             return nothing_to_promote(location)
@@ -354,20 +365,29 @@ class Workspace:
     # -- closing -------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Closes the writers that this handle made, and its indexes. A private workspace is removed."""
-        for writer in self._writers:
-            writer.close()
-        self._writers.clear()
-        if self._annotator is not None:
-            self._annotator.close()
-            self._annotator = None
-        self.retainer.close()
+        """Closes the writers that this handle made, and its indexes. A private workspace is removed.
+
+        Raises the first error there was, once everything else is closed.
+        """
+        closing = [*(w.close for w in self._own_writers()), self.retainer.close]
         if self._store is not None:
-            self._store.close()
+            closing.append(self._store.close)
         if self._text is not None:
-            self._text.file.close()
+            closing.append(self._text.file.close)
         if self._private is not None:
-            self._private.remove()
+            closing.append(self._private.remove)
+        failed: BaseException | None = None
+        for close in closing:
+            try:
+                close()
+            except BaseException as e:
+                failed = failed or e
+        with self._lock:
+            self._writers = [w for w in self._writers if w.is_open]
+            if self._annotator is not None and not self._annotator.is_open:
+                self._annotator = None
+        if failed is not None:
+            raise failed
 
     def __enter__(self) -> Workspace:
         return self
@@ -440,17 +460,15 @@ def _create(
     with contextlib.ExitStack() as undo:
         if folder is not None:
             undo.callback(folder.remove)
-            description = home.create(folder.path, "private", durability or "process", keep)
+            description = home.create(folder.path, "private", durability or "process", keep, schema)
         else:
             assert name is not None
             path = home.workspace_path(name)
-            description = home.create(path, path.name, durability or "interval", keep)
+            description = home.create(path, path.name, durability or "interval", keep, schema)
         if at is not None:
             from recollect.cold.location import Location
 
             fix_home(description.path, Location(at).uri)
-        if schema is not None:
-            home.fix_schema(description.path, schema)
         undo.pop_all()
     return Workspace(description, mask, folder)
 

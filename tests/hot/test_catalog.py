@@ -558,3 +558,44 @@ def test_what_a_killed_writer_left_open_was_interrupted() -> None:
             episode.append(**_step(1))
         assert ws.episode("left").facts["status"] == "interrupted" and not ws.episode("left").derived
         assert ws.stats().interrupted == 1
+
+
+def test_a_reader_between_a_commit_and_the_next_look_finds_no_row_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(catalog, "TAIL_ROWS", 8)
+    with rc.create_workspace("w", SCHEMA) as ws, ws.writer() as writer, writer.episode("e", task="t") as episode:
+        for uid in range(40):
+            episode.append(**_step(uid))
+        key = ws.episode("e").key
+        for uid in range(40, 45):
+            episode.append(**_step(uid))
+        older = ws.cut()
+        for uid in range(45, 80):
+            episode.append(**_step(uid))
+        index, found = _index(ws), []
+        real = index.file.write
+
+        def write(change: Callable[[sqlite3.Connection], Any]) -> Any:
+            out = real(change)
+            found.append(index.rows_of(key, older))  # another thread, before this one goes on
+            return out
+
+        monkeypatch.setattr(index.file, "write", write)
+        assert len(ws.episode("e")) == 80
+        assert found
+        for own in found:
+            assert (
+                sum(stop - start for _, start, stop in own.pieces) == 45 == sum(e.stop - e.start for e in own.extents)
+            )
+
+
+def test_spans_that_overlap_are_not_believed(eager: None) -> None:
+    with rc.create_workspace("w", SCHEMA) as ws, ws.writer() as writer, writer.episode("e", task="t") as episode:
+        for uid in range(40):
+            episode.append(**_step(uid))
+        assert _index(ws).catch_up(ws.cut())
+        key = ws.episode("e").key
+        assert _index(ws).file.write(lambda c: c.execute("UPDATE spans SET stop = stop + 4 WHERE chunk = 0").rowcount)
+        own = _index(ws).rows_of(key, ws.cut())
+        assert sum(stop - start for _, start, stop in own.pieces) == 40

@@ -215,3 +215,25 @@ def test_a_damaged_note_is_reported() -> None:
         note.write_bytes(note.read_bytes().replace(b'"row": ', b'"row": 1'))
     with pytest.raises(errors.CorruptionError, match="damaged"):
         rc.open_workspace("w").view()
+
+
+def test_that_an_episode_was_resumed_and_closed_outlives_the_segment_which_says_so() -> None:
+    with rc.create_workspace("w", SCHEMA) as ws, ws.writer() as one, ws.writer() as two, ws.writer() as three:
+        write_episodes(one, 1)
+        with one.episode("left") as episode:
+            episode.append(observation=[1, 1], reward=1.0, uid=1)
+        early = rc.open_workspace("w")
+        early.view()
+        for writer in (two, three):
+            with writer.resume_episode("left"):
+                pass
+        write_episodes(three, 30, first=2)
+        ws.set_keep(RING)
+        ws.evict()
+        late = rc.open_workspace("w")
+        for store in (late._hot(), early._hot()):
+            store.refresh()
+            log = store.log(three.id)
+            assert log.first.fact > log.closed[episode.key]
+            assert [r.turn for r in log.resumed[episode.key]] == [2]
+        assert late.writer().resume_episode("left").key == episode.key

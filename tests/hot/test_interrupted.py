@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,18 @@ import pytest
 import recollect as rc
 from recollect import errors
 from recollect.hot import append as appending
-from recollect.hot import blocks
+from recollect.hot import blocks, spare
+from recollect.hot.files import os_errors
+from recollect.hot.growing import GrowingLog
+from recollect.hot.log import WriterLog
+from recollect.hot.writer import _live
+from recollect.view import StepId
 
 SCHEMA = rc.Schema(
     {"observation": rc.Tensor("float32", (3,)), "action": rc.Tensor("float32", (6,)), "note": rc.Text(optional=True)},
     episode={"task": rc.Text()},
 )
+SMALL = rc.Schema({"uid": rc.Tensor("int64")})
 GOOD: dict[str, Any] = {"observation": np.zeros(3, np.float32), "action": np.zeros(6, np.float32)}
 
 
@@ -136,3 +144,153 @@ def test_the_newest_step_of_many_lanes_has_its_whole_stack() -> None:
             group.append(observation=np.full((lanes, 1), t, np.uint8), x=np.arange(lanes))
         for step in ws.recent(3):
             assert step["observation"][:, 0].tolist() == [3, 4, 5, 6]
+
+
+class _InterruptAt:
+    """Raises KeyboardInterrupt before the `k`-th instruction of the given functions."""
+
+    def __init__(self, k: int, *functions: Any) -> None:
+        self.left, self.codes, self.fired = k, {f.__code__ for f in functions}, False
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if frame.f_code in self.codes:
+            frame.f_trace_opcodes = True
+            return self._local
+        return None
+
+    def _local(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "opcode":
+            if not self.left:
+                self.fired = True
+                raise KeyboardInterrupt
+            self.left -= 1
+        return self._local
+
+
+@pytest.mark.parametrize("start", range(2))
+def test_a_roll_interrupted_anywhere_loses_no_row_and_gives_no_id_twice(
+    start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recollect.hot.growing.SEGMENT_BYTES", (1 << 12,))
+    ended = []
+    with rc.create_workspace("w", SMALL, durability="process") as ws:
+        for k in range(start, 1000, 8):
+            writer = ws.writer()
+            log, episode = writer._log, writer.episode()
+            ids: list[StepId] = []
+            while log.rows < log._full:
+                ids.append(episode.append(uid=len(ids)))
+            log._spare._settle()
+            trace = _InterruptAt(k, GrowingLog.turn_page, GrowingLog.roll, GrowingLog._start, GrowingLog._let_go)
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                ids.append(episode.append(uid=len(ids)))
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(before)
+            try:
+                for _ in range(3):
+                    ids.append(episode.append(uid=len(ids)))
+            except errors.WriterError as e:
+                assert "a roll was interrupted halfway" in str(e)
+                ended.append(k)
+            assert len(set(ids)) == len(ids)
+            assert list(ws.episode(episode.key).ids) == ids
+            writer.close()
+            if not trace.fired:
+                break
+    assert ended and min(ended) > start and not trace.fired
+    assert rc.open_workspace("w").verify().problems == ()
+
+
+def test_a_roll_without_room_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recollect.hot.growing.SEGMENT_BYTES", (1 << 12,))
+    with rc.create_workspace("w", SMALL, durability="process") as ws, ws.writer() as writer:
+        log, episode = writer._log, writer.episode()
+        while log.rows < log._full:
+            episode.append(uid=log.rows)
+        log._spare.discard()
+        with monkeypatch.context() as m:
+            m.setattr(os, "posix_fallocate", _no_room)
+            for _ in range(2):
+                with pytest.raises(errors.DiskFull):
+                    episode.append(uid=log.rows)
+        count = log.rows
+        assert episode.append(uid=count).seq == count
+        assert [s["uid"] for s in ws.recent(9999)] == list(range(count, -1, -1))
+
+
+def test_a_file_that_an_interrupted_creation_left_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".0.new").write_bytes(b"half")
+    spare.Blank.create(tmp_path / ".0.new", 1 << 12).discard()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_close_without_room_for_the_ends_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recollect.hot.growing.SEGMENT_BYTES", (1 << 12,))
+    ws = rc.create_workspace("w", SMALL)
+    full, other = ws.writer(), ws.writer()
+    for uid in range(100):
+        full.episode().append(uid=uid)  # more open episodes than a segment has room for facts
+    other.episode().append(uid=100)
+    key = ws.recent(1)[0].episode
+    ws.annotate(key, lesson="one")
+    annotator = ws._annotator
+    assert annotator is not None
+    full._log._spare.discard()
+    with monkeypatch.context() as m:
+        m.setattr(os, "posix_fallocate", _no_room)
+        with pytest.raises(errors.DiskFull):
+            ws.close()
+    assert not full.is_open and not other.is_open and not annotator.is_open and ws._annotator is None
+    assert full not in _live and full.id not in {w.id for w in ws._writers}
+    assert full._log.segment.durable_word & 0xFFFFFFFF == full._log.rows
+    ws.close()
+    with rc.open_workspace("w") as again:
+        assert [r.writer for r in again.recovered] == [full.id]
+        assert {s["uid"] for s in again.recent(999)} == set(range(101))
+        assert again.verify().problems == ()
+
+
+def test_an_annotator_that_failed_is_closed_before_the_next_one_is_made() -> None:
+    with rc.create_workspace("w", SMALL) as ws:
+        with ws.writer() as writer, writer.episode() as episode:
+            episode.append(uid=0)
+        ws.annotate(episode.key, lesson="one")
+        first = ws._annotator
+        assert first is not None
+        first._log.unusable = "an append was interrupted halfway"
+        ws.annotate(episode.key, lesson="two")
+        assert not first.is_open and ws._annotator is not first
+        assert ws.episode(episode.key).facts["lesson"] == "two"
+
+
+def test_a_look_at_the_counters_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with rc.create_workspace("w", SMALL, durability="process") as ws, ws.writer() as writer:
+        episode = writer.episode()
+        episode.append(uid=0)
+        assert ws.cut().rows == 1
+        episode.finish(lesson="x")
+        episode.append(uid=1)
+        with monkeypatch.context() as m:
+            m.setattr(WriterLog, "_find_turns", _interrupt)
+            for _ in range(2):
+                with pytest.raises(KeyboardInterrupt):
+                    ws.cut()
+        assert ws.cut().rows == 2
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_too_many_open_files_says_so(number: int) -> None:
+    with pytest.raises(errors.StoreError, match="ulimit -n"), os_errors("creating", "/x"):
+        raise OSError(number, os.strerror(number))
+
+
+def _no_room(*arguments: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _interrupt(*arguments: Any) -> None:
+    raise KeyboardInterrupt

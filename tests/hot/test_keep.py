@@ -6,6 +6,7 @@ import json
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,3 +128,21 @@ def test_the_newest_rows_stay_and_nothing_unpromoted_goes(
             else True
         )
     assert sum(p.rows for p in left) - choice.waiting_rows < max(rows, 1) + max((p.rows for p in left), default=0)
+
+
+LIMITS = [rc.Keep(bytes=16_000_000, unpromoted="drop"), rc.Keep(rows=100_000, unpromoted="drop")]
+
+
+@pytest.mark.parametrize("keep", LIMITS)
+def test_segments_are_no_larger_than_what_a_limit_lets_go(keep: rc.Keep) -> None:
+    schema = rc.Schema({"observation": rc.Tensor("float32", (12,))})
+    with rc.create_workspace("w", schema, keep=keep) as ws, ws.writer(durability="process") as writer:
+        n = 5_000
+        for k in range(150):
+            block = {"observation": np.zeros((n, 12), np.float32), "terminated": np.arange(n) == n - 1}
+            writer.extend({"episode": np.full(n, k), "step": np.arange(n), **block})
+        ws.retainer.close()
+        ws.evict()
+        held = len(ws.view().rows)
+        assert held >= 90_000
+        assert held < 160_000

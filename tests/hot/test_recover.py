@@ -18,7 +18,7 @@ import pytest
 import recollect as rc
 from recollect import errors
 from recollect.hot.fields import OpenEpisode
-from recollect.hot.files import is_locked, lock_when_free, locked, try_lock
+from recollect.hot.files import create_exclusive, is_locked, lock_when_free, locked, try_lock
 from recollect.hot.growing import GATE
 from recollect.hot.layouts import Layouts
 from recollect.hot.recover import recover
@@ -29,13 +29,12 @@ from recollect.records.layout import Layout
 from recollect.view import EpisodeKey, Extent
 from tests.support import python, run_python
 
-SCHEMA = rc.Schema(
-    {
-        "observation": rc.Tensor("float32", (2,)),
-        "picture": rc.Frames((4, 4), optional=True),
-        "note": rc.Text(optional=True),
-    }
-)
+FIELDS: dict[str, Any] = {
+    "observation": rc.Tensor("float32", (2,)),
+    "picture": rc.Frames((4, 4), optional=True),
+    "note": rc.Text(optional=True),
+}
+SCHEMA = rc.Schema(FIELDS)
 LAYOUT = Layout.of(SCHEMA)
 LAYOUTS = Layouts({1: SCHEMA}.get)
 
@@ -296,7 +295,7 @@ def test_a_workspace_is_not_deleted_while_a_writer_starts(tmp_path: Path) -> Non
     gate.__exit__(None, None, None)
     thread.join()
     assert not ws.path.exists()
-    with pytest.raises(errors.NotFound, match="no workspace"):
+    with pytest.raises(errors.NotFound, match="was deleted"):
         ws.writer()
 
 
@@ -355,3 +354,133 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (24, resource.getrlimit(resource.RLIM
 print(sum(w.visible for w in ws.stats().writers))
 """
         assert run_python(script).strip() == "40"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_schema_that_is_missing_beside_logs_is_damage_and_nobody_fixes_another(tmp_path: Path, version: int) -> None:
+    with rc.create_workspace(tmp_path / "w", SCHEMA) as ws, ws.writer() as writer:
+        _fill(writer)
+        if version == 2:
+            ws.evolve(rc.Schema({**FIELDS, "more": rc.Text(optional=True)}))
+    handle = rc.open_workspace(tmp_path / "w")
+    (ws.path / "schema.json").unlink()
+    with pytest.raises(errors.CorruptionError, match=r"schema.json is missing, but logs are there"):
+        rc.open_workspace(ws.path)
+    other = rc.Schema({"observation": rc.Tensor("int8", (1,))})
+    for schema in (other, SCHEMA):
+        with pytest.raises(errors.CorruptionError, match=r"schema.json is missing"):
+            handle.writer(schema=schema)
+    with pytest.raises(errors.CorruptionError, match=r"schema.json is missing"):
+        handle.evolve(other)
+    assert not (ws.path / "schema.json").exists()
+    report = handle.verify()
+    assert not report.ok and [p.where for p in report.problems if p.level == "lost"] == ["schema.json"]
+
+
+def test_what_lies_beside_the_logs_is_no_log(tmp_path: Path) -> None:
+    ws = rc.create_workspace(tmp_path / "w", SCHEMA)
+    (ws.path / "log" / "README").write_text("logs")
+    (ws.path / "log" / "lost+found").mkdir()
+    (ws.path / "log" / "0123456789abcdef").write_text("a file")
+    with ws.writer() as writer:
+        _fill(writer)
+        assert len(ws.recent(1)) == 1
+        assert ws.stats().writers
+        with pytest.raises(errors.WriterError):
+            rc.delete_workspace(ws.path)
+    again = rc.open_workspace(ws.path)
+    assert len(again.recent(100)) == 12
+    assert again.verify().ok
+    assert not list((ws.path / "log" / "lost+found").iterdir())
+    rc.delete_workspace(ws.path)
+
+
+def test_a_forked_child_reads_though_a_thread_looked_for_a_schema(tmp_path: Path) -> None:
+    with rc.create_workspace(tmp_path / "w", SCHEMA) as ws:
+        with ws.writer() as writer:
+            _fill(writer)
+        ws.recent(1)
+        layouts = ws._hot().layouts
+        with layouts._lock:  # as when another thread was within `refresh`
+            pid = os.fork()
+            if pid == 0:
+                free = layouts._lock.acquire(timeout=5)
+                if free:
+                    layouts._lock.release()
+                os._exit(0 if free and len(ws.recent(1)) == 1 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_handle_does_not_write_to_another_workspace_of_its_name(tmp_path: Path, again: bool) -> None:
+    ws = rc.create_workspace(tmp_path / "w", SCHEMA)
+    with ws.writer() as writer:
+        _fill(writer)
+    (hit,) = ws.recent(1)
+    rc.delete_workspace(ws.path)
+    other = rc.create_workspace(ws.path, rc.Schema({"observation": rc.Tensor("int8", (1,))})) if again else None
+    for use in (
+        lambda: ws.writer(),
+        lambda: ws.writer(schema=SCHEMA),
+        lambda: ws.annotate(hit.episode, lesson="none"),
+        lambda: ws.snapshot(tmp_path / "buffer"),
+    ):
+        with pytest.raises(errors.NotFound):
+            use()
+    assert not (tmp_path / "buffer").exists()
+    if other is not None:
+        assert not list((other.path / "log").glob("[0-9a-f]*"))
+    else:
+        assert not ws.path.exists()
+
+
+def test_a_deleted_workspace_without_a_schema_has_nothing_to_promote_and_no_writers(tmp_path: Path) -> None:
+    ws = rc.create_workspace(tmp_path / "w")
+    rc.delete_workspace(ws.path)
+    with pytest.raises(errors.NotFound):
+        ws.snapshot(tmp_path / "buffer")
+    with pytest.raises(errors.NotFound):
+        ws.writer(schema=SCHEMA)
+
+
+def test_of_creators_with_different_schemas_one_wins_whole(tmp_path: Path) -> None:
+    schemas = [rc.Schema({"observation": rc.Tensor("float32", (n,))}) for n in range(1, 7)]
+    for attempt in range(5):
+        path = tmp_path / f"w{attempt}"
+        won: list[rc.Schema] = []
+        seen: list[rc.Schema | None] = []
+        start = threading.Barrier(len(schemas))
+
+        def create(schema: rc.Schema, path: Path = path, won: Any = won, seen: Any = seen, start: Any = start) -> None:
+            start.wait()
+            try:
+                rc.create_workspace(path, schema)
+                won.append(schema)
+            except errors.AlreadyExists:
+                seen.append(rc.open_workspace(path).schema)
+
+        threads = [threading.Thread(target=create, args=(schema,)) for schema in schemas]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1 and len(seen) == len(schemas) - 1
+        assert all(schema == won[0] for schema in seen)
+
+
+def test_a_workspace_gets_its_schema_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = rc.Schema({"observation": rc.Tensor("int8", (1,))})
+
+    def dies(path: Path, data: bytes) -> bool:
+        if path.name == "workspace.json":
+            raise KeyboardInterrupt
+        return create_exclusive(path, data)
+
+    monkeypatch.setattr("recollect.hot.home.create_exclusive", dies)
+    with pytest.raises(KeyboardInterrupt):
+        rc.create_workspace(tmp_path / "w", other)
+    monkeypatch.undo()
+    with pytest.raises(errors.NotFound):
+        rc.open_workspace(tmp_path / "w")
+    assert rc.create_workspace(tmp_path / "w", SCHEMA).schema == SCHEMA
+    assert rc.open_workspace(tmp_path / "w").schema == SCHEMA

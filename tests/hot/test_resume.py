@@ -14,6 +14,9 @@ import pytest
 
 import recollect as rc
 from recollect import errors
+from recollect.hot.files import is_locked
+from recollect.hot.log import WriterLog
+from recollect.hot.segment import ROWS_MASK
 from recollect.view import Cut, EpisodeKey, Extent
 from tests.support import python
 
@@ -247,3 +250,189 @@ def test_a_forked_child_may_not_resume(ws: rc.Workspace) -> None:
                 os._exit(0)
             os._exit(1)
         assert os.waitpid(pid, 0)[1] == 0
+
+
+# -- who has an episode, and what it holds ----------------------------------------------------------------
+
+
+def _logged(ws: rc.Workspace, name: str | EpisodeKey) -> list[int]:
+    return ws.episode(name)["step"].tolist()  # type: ignore[no-any-return]
+
+
+def test_steps_appended_while_somebody_looks_whether_the_writer_lives_are_not_overlooked(
+    ws: rc.Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = ws.writer(), rc.open_workspace("w").writer()
+    first = one.episode("a")
+    _append(first, 0, 1)
+
+    def slow(path: Path) -> bool:
+        if one.is_open:
+            _append(first, 1, 3)
+            one.close()
+        return is_locked(path)
+
+    monkeypatch.setattr("recollect.hot.resume.is_locked", slow)
+    _append(two.resume_episode("a"), 3, 4)
+    two.close()
+    assert _logged(ws, "a") == [0, 1, 2, 3]
+
+
+def test_frames_that_a_dead_writer_never_counted_come_before_the_resumed_ones(ws: rc.Workspace) -> None:
+    columns = {"observation": np.zeros((4, 2), np.float32), "action": np.arange(4)}
+    pid = os.fork()
+    if not pid:
+        writer = rc.open_workspace("w").writer(durability="process")
+        lanes = writer.lanes(4)
+        lanes.append(**columns)
+        writer._log.publish = lambda: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        lanes.append(**columns)
+    os.waitpid(pid, 0)
+    key = ws.recent(1)[0].episode
+    with ws.writer() as writer, writer.resume_episode(key) as episode:
+        _append(episode, 100, 102)
+    assert _logged(ws, key) == [0, 1, 2, 3]
+    assert rc.open_workspace("w").recovered == []
+
+
+def test_a_resumption_is_durable_before_the_first_resumed_row(ws: rc.Workspace) -> None:
+    _killed_agent()
+    ws = rc.open_workspace("w")
+    with ws.writer(durability="process") as writer:
+        writer.resume_episode("long")
+        segment = ws._hot().log(writer.id).segments[0]
+        assert segment.durable_word == segment.word
+        assert (segment.word >> 32, segment.word & ROWS_MASK) == (1, 1)  # the observation that waited is a row
+
+
+def test_rows_whose_resumption_is_lost_are_counted(ws: rc.Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ws.writer() as writer, writer.episode("a") as episode:
+        _append(episode, 0, 2)
+    with ws.writer() as writer:
+        lost = writer.id
+        _append(writer.resume_episode("a"), 2, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(WriterLog, "_find_turns", lambda log: None)
+        ws = rc.open_workspace("w")
+        assert not ws._hot().log(lost).resumed
+        with ws.writer() as writer:
+            key, last = ws.episode("a").key, writer.id
+            _append(writer.resume_episode("a"), 4, 5)
+    assert _logged(ws, "a") == [0, 1, 2, 3, 4]
+    assert set(dict(rc.open_workspace("w")._hot().log(last).resumed[key][0].after)) == {key.writer, lost}
+
+
+def test_a_status_from_elsewhere_opens_no_door(ws: rc.Workspace) -> None:
+    with ws.writer() as one, ws.writer() as two:
+        _append(one.episode("a"), 0, 2)
+        ws.annotate("a", status="interrupted")
+        with pytest.raises(errors.EpisodeError, match=f"still open in writer {one.id}"):
+            two.resume_episode("a")
+
+
+def test_an_episode_that_was_judged_early_goes_on_after_it_was_closed(ws: rc.Workspace) -> None:
+    with ws.writer() as one, ws.writer() as two:
+        first = one.episode("a")
+        _append(first, 0, 2)
+        first.finish(status="good")
+        with pytest.raises(errors.EpisodeError, match="still open"):
+            two.resume_episode("a")
+        first.close()
+        with two.resume_episode("a") as second:
+            _append(second, 2, 3)
+        assert ws.episode("a").facts == {"status": "good"}
+        with one.resume_episode("a") as third:
+            _append(third, 3, 4, terminated=True)
+        first.close()
+    assert _logged(ws, "a") == [0, 1, 2, 3]
+
+
+def test_closing_an_old_handle_leaves_the_resumed_episode_open(ws: rc.Workspace) -> None:
+    with ws.writer() as writer, ws.writer() as other:
+        first = writer.episode("a")
+        _append(first, 0, 2)
+        first.close()
+        _append(writer.resume_episode("a"), 2, 3)
+        first.close()
+        with pytest.raises(errors.EpisodeError, match="still open"):
+            other.resume_episode("a")
+    assert ws.episode("a").facts["status"] == "interrupted"
+    assert not ws.episode("a").derived
+
+
+def test_the_order_of_resumptions_does_not_come_from_clocks(ws: rc.Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ws.writer() as one, ws.writer() as two, ws.writer() as three:
+        episode = one.episode("a")
+        _append(episode, 0, 1)
+        for writer, hours in ((two, 2), (three, 1)):
+            episode.close()
+            monkeypatch.setattr(writer._log, "now", lambda h=hours: 10**18 + h * 3600 * 10**9)
+            episode = writer.resume_episode("a")
+        with pytest.raises(errors.EpisodeError, match=f"still open in writer {three.id}"):
+            one.resume_episode("a")
+
+
+def test_a_resumption_leaves_no_status_where_none_was(ws: rc.Workspace) -> None:
+    _killed_agent()
+    ws = rc.open_workspace("w")
+    with ws.writer() as writer:
+        writer.resume_episode("long")
+        assert ws.episode("long").facts == {"task": "t"}
+
+
+@pytest.mark.parametrize("order", [(0,), (1, 0), (0, 1, 0), (1, 0, 1), (1, 2, 1), (0, 0, 1, 0)])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_stacks_reach_back_through_every_resumption(order: tuple[int, ...], count: int) -> None:
+    with rc.create_workspace("w", STACKED) as ws, ws.writer() as a, ws.writer() as b, ws.writer() as c:
+        writers, n = (a, b, c), 0
+        episode = a.episode("a")
+        for writer, steps in ((None, 1), *((writers[k], count) for k in order), (b, 1)):
+            if writer is not None:
+                episode.close()
+                episode = writer.resume_episode("a")
+            for _ in range(steps):
+                n += 1
+                episode.append(observation=np.full((2, 2), n, np.uint8), action=n)
+        want = [[max(1, i - 2), max(1, i - 1), i] for i in range(1, n + 1)]
+        assert [o[:, 0, 0].tolist() for o in ws.episode("a")["observation"]] == want
+        for k in range(1, n + 1):
+            got = {s.fields["action"]: s.fields["observation"][:, 0, 0].tolist() for s in ws.recent(k)}
+            assert got == {i: want[i - 1] for i in got}
+            assert len(got) == k
+
+
+def test_a_second_resumption_in_one_log_waits_for_its_predecessors_too(ws: rc.Workspace) -> None:
+    with ws.writer() as one, ws.writer() as two:
+        with one.episode("a") as episode:
+            _append(episode, 0, 1)
+        for k, writer in enumerate((two, one, two), 1):
+            with writer.resume_episode("a") as episode:
+                _append(episode, k, k + 1)
+        store = rc.open_workspace("w")._hot()
+        rows = {w: store.log(w).rows for w in (one.id, two.id)}
+        turns = store.log(two.id).resumed[episode.key]
+        assert [r.turn for r in turns] == [1, 3]
+        stops = store.with_predecessors({two.id: rows[two.id], one.id: dict(turns[0].after)[one.id]})
+        assert stops == {two.id: rows[two.id], one.id: rows[one.id]}
+
+
+@pytest.mark.parametrize("annotate", [False, True])
+@pytest.mark.parametrize("resumer", ["none", "alive", "dead"])
+def test_counts_and_episodes_agree_on_what_was_interrupted(ws: rc.Workspace, resumer: str, annotate: bool) -> None:
+    _killed_agent()
+    ws = rc.open_workspace("w")
+    if resumer == "dead":
+        pid = os.fork()
+        if not pid:
+            rc.open_workspace("w").writer().resume_episode("long")
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+        ws = rc.open_workspace("w")
+    writer = ws.writer()
+    if resumer == "alive":
+        writer.resume_episode("long")
+    if annotate:
+        ws.annotate("long", lesson="slow")
+    over = resumer != "alive"
+    assert ws.stats().interrupted == over
+    assert ws.episode("long").derived == ({"status"} if over else set())

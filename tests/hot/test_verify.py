@@ -355,11 +355,88 @@ def test_a_counter_that_is_wrong_is_found_before_the_log_is_sealed(unsealed: Pat
     assert not verify(unsealed).ok
 
 
+def test_a_counter_of_facts_that_is_behind_is_found_and_the_indexes_are_made_again(closed: Path) -> None:
+    (_log(closed) / "sealed.json").unlink()
+    assert_silent(verify(closed))
+    segment, at = _control(closed)
+    assert segment.word >> 32 > 2
+    _store(segment.path, at + 4, bytes(4))
+    report = verify(closed)
+    (behind,) = (p for p in report.problems if "facts that are there" in p.what)
+    assert behind.level == "repairable" and not report.ok
+    for name in ("catalog.sqlite", "text.sqlite"):
+        assert any(p.where == name for p in report.problems)
+    with rc.open_workspace(closed) as ws:
+        assert ws.verify().rows == 405 and ws.verify().ok and len(ws.similar("number 77"))
+
+
+@pytest.mark.parametrize("more", ["rows", "facts"])
+@pytest.mark.parametrize("index", ["catalog.sqlite", "text.sqlite"])
+def test_an_index_that_says_more_than_the_logs_is_made_again(closed: Path, index: str, more: str) -> None:
+    with sqlite3.connect(closed / index) as connection:
+        connection.execute(f"UPDATE writers SET {more} = {more} + 1")
+    connection.close()
+    report = verify(closed)
+    assert [(p.level, p.where) for p in report.problems] == [("repairable", index)]
+    assert verify(closed).indexes == ("catalog.sqlite", "text.sqlite")
+    assert verify(closed).ok
+
+
 def test_a_counter_of_an_earlier_segment_that_is_wrong_is_found(unsealed: Path) -> None:
     segment = _segment(unsealed, 0)
     at = segment.control.ctypes.data - np.frombuffer(segment.map, np.uint8).ctypes.data
     _store(segment.path, at, (segment.word - 1).to_bytes(8, "little"))
     assert not verify(unsealed).ok
+
+
+def _swap(log: Path) -> None:
+    first, second = log / "00000000.seg", log / "00000001.seg"
+    first.rename(log / "00000000.swapped")
+    second.rename(first)
+    (log / "00000000.swapped").rename(second)
+
+
+def _unlink_all(log: Path) -> None:
+    for path in log.glob("*.seg"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("wound", "known", "segments"),
+    [
+        (lambda log: _flip(log / "00000000.seg", 40), True, 1),
+        (lambda log: (log / "00000000.seg").unlink(), True, 1),
+        (_swap, True, 0),
+        (lambda log: _flip(max(log.glob("*.seg")), 40), False, 1),
+        (_unlink_all, False, 1),
+    ],
+)
+def test_what_recovery_cut_off_is_lost_and_told_for_ever(
+    unsealed: Path, wound: Callable[[Path], Any], known: bool, segments: int
+) -> None:
+    rows = verify(unsealed).rows if known else 0
+    wound(_log(unsealed))
+    assert {p.level for p in verify(unsealed).problems} & {"lost"}
+    with rc.open_workspace(unsealed) as ws:
+        (recovery,) = ws.recovered
+        assert (recovery.lost_rows, recovery.lost_segments) == (rows, segments)
+    for _ in range(2):
+        report = verify(unsealed)
+        assert not report.ok
+        (problem,) = (p for p in report.problems if p.where.endswith("sealed.json"))
+        assert problem.level == "lost" and problem.what.startswith("recovery cut it off")
+        assert sum(e.stop - e.start for e in problem.rows) == rows
+        left = {p.name for p in _log(unsealed).glob("*.seg")}
+        beyond = {p.where.rpartition("/")[2] for p in report.problems if "beyond" in p.what}
+        assert beyond == {name for name in left if known or name == max(left)}
+
+
+def test_a_segment_beyond_the_seal_is_found(closed: Path) -> None:
+    log = _log(closed)
+    count = len(list(log.glob("*.seg")))
+    shutil.copy(log / "00000000.seg", log / f"{count:08d}.seg")
+    (problem,) = verify(closed).problems
+    assert problem.level == "lost" and problem.where.endswith(f"{count:08d}.seg")
 
 
 def test_a_missing_mark_that_the_log_goes_on_is_found(unsealed: Path) -> None:
@@ -444,7 +521,9 @@ def test_leftovers_are_told_and_harmless(closed: Path) -> None:
     assert report.ok and len(report.problems) == 3
     assert all(p.level == "harmless" and p.remedy for p in report.problems)
     (closed / "log" / "something").mkdir()
-    assert not verify(closed).ok
+    report = verify(closed)
+    assert report.ok and "log/something" in {p.where for p in report.problems}
+    assert report.indexes == ("catalog.sqlite", "text.sqlite")
 
 
 def test_any_byte_of_a_segment_flipped_is_found_or_harmless(closed: Path) -> None:

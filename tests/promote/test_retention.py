@@ -176,6 +176,7 @@ def test_a_buffer_behind_the_home_is_told_what_it_lacks(tmp_path: Path) -> None:
             _episodes(short, 901, 2)
         _episodes(writer, 10, 60)
         assert ws.snapshot(tmp_path / "home").evicted_rows > 1000
+        ws.retainer.close()
         left = len(ws.view().rows)
         assert [(t.home, t.rows > 0) for t in _retention(ws).targets] == [(True, False), (False, True)]
         second = ws.snapshot(tmp_path / "second", tag="two")
@@ -202,6 +203,7 @@ def test_rows_that_were_dropped_are_a_gap_and_no_corruption(tmp_path: Path) -> N
         assert ws.snapshot(tmp_path / "b").rows_added == 60
         _episodes(writer, 2, 60, length=29)
         ws.evict()
+        ws.retainer.close()
         left = len(ws.view().rows)
         dropped = _retention(ws).dropped_rows
         assert dropped == 60 + 60 * 29 - left - 60
@@ -225,6 +227,7 @@ def test_a_log_that_went_whole_is_part_of_the_gap(tmp_path: Path) -> None:
         with ws.writer() as writer:
             _episodes(writer, 20, 20)
         ws.evict()
+        ws.retainer.close()
         left = len(ws.view().rows)
         done = ws.snapshot(tmp_path / "b")
         assert (done.rows_added, done.gap_rows) == (left, 1200 - left)
@@ -249,6 +252,7 @@ def test_nothing_goes_beyond_what_was_last_read_back(tmp_path: Path, monkeypatch
         assert ws.evict().rows == 0
         assert ws.snapshot(tmp_path / "b").evicted_rows > 1000
         shutil.move(tmp_path / "b", tmp_path / "away")
+        ws.retainer.close()
         left = len(ws.view().rows)
         _episodes(writer, 50, 50)
         assert ws.evict().rows == 0
@@ -285,7 +289,7 @@ def test_a_home_that_does_not_go_on_from_what_was_seen_stops_eviction(how: str, 
         _episodes(writer, 20, 20)
         ws.snapshot(tmp_path / "b")
         _episodes(writer, 40, 30)
-        ws.evict()  # what a roll may have begun to evict in its own thread
+        ws.retainer.close()  # what rolled over has been evicted, by a thread of its own
         held = len(ws.view().rows)
         if how == "replaced":
             shutil.rmtree(tmp_path / "b")

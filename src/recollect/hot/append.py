@@ -133,7 +133,6 @@ class StepAppender:
                 seq, step, key = log.first_row + row, episode.step, episode.key
                 at = log.records_at + row * self._size
                 _pack(log.map, at + 4, 1, flags, log.id, seq, *key, now, step, _NAN if priority is None else priority)
-                _pack_crc(log.map, at, _crc32(log.map[at + 4 : at + self._size], extra))
                 log.rows = row + 1
                 log.heap_used = heap_at
                 if prepared is not None:
@@ -148,6 +147,8 @@ class StepAppender:
                 if terminated or truncated:
                     episode.ended = True
                     log.tails.give_back(episode)
+                # Last: a step that recovery finds whole has what comes with it.
+                _pack_crc(log.map, at, _crc32(log.map[at + 4 : at + self._size], extra))
                 log.publish()
             except BaseException:
                 log.unusable = log.unusable or "an append was interrupted halfway"

@@ -74,15 +74,16 @@ def _write(log: GrowingLog, fields: FieldWriters, rows: Rows) -> None:
             crc = zlib.crc32(written.reshape(-1).view(np.uint8).data, crc)
     if used:
         crc = zlib.crc32(segment.heap[heap_begin : heap_begin + used].data, crc)
-    at = log.records_at + base * layout.itemsize
-    with memoryview(log.map) as view:
-        target["crc"][0] = zlib.crc32(view[at + 4 : at + total * layout.itemsize], crc)
     log.heap_used += used
     log.rows += total
     _advance(log, rows)
     if len(rows.waits):
         _write_tails(log, fields, rows, now, log.first_row + base + place[rows.waits])
     _remember(log, rows)
+    # Last: a block that recovery finds whole has what comes with it.
+    at = log.records_at + base * layout.itemsize
+    with memoryview(log.map) as view:
+        target["crc"][0] = zlib.crc32(view[at + 4 : at + total * layout.itemsize], crc)
 
 
 def _raw(records: NDArray[np.void]) -> NDArray[np.void]:

@@ -190,7 +190,6 @@ class Catalog:
             batches = None if batches is None else batches - 1
             before = self.file.thrown_away
             added = self.file.write(lambda connection: self._add(connection, cut, rows))
-            self._seen = None
             if added == 0:
                 return True
             if added is None:
@@ -199,6 +198,7 @@ class Catalog:
 
     def _add(self, connection: sqlite3.Connection, cut: Cut, rows: bool) -> int:
         """One batch. Returns how many rows and facts it added."""
+        self._seen = None  # while no other thread reads: this connection's own changes have no version
         state = _read_state(connection)
         self._check(state)
         if evicted(state.items(), cut) > max(BATCH_ROWS, cut.rows):
@@ -245,7 +245,9 @@ class Catalog:
         starts = {e.writer: e.start for e in cut.extents}
 
         def fill(connection: sqlite3.Connection) -> None:
-            for writer, had in _read_state(connection, "held.").items():
+            state = _read_state(connection, "held.")
+            self._check(state)
+            for writer, had in state.items():
                 log = self._store.logs.get(writer)
                 start = had.rows if log is None else starts.get(writer, log.first.row)
                 connection.execute("INSERT INTO writers VALUES (?, ?, ?, ?)", (writer, had.rows, had.facts, had.first))
@@ -327,11 +329,13 @@ class Catalog:
         """The episode's rows among places (writer, start, stop, is it the episode's row there at the start, the end).
 
         Raises:
-            Damaged: it is not.
+            Damaged: it is not, or places overlap.
         """
         pieces: list[tuple[Block, int, int]] = []
         extents: list[Extent] = []
         for writer, start, stop, starts, ends in places:
+            if extents and extents[-1].writer == writer and start < extents[-1].stop:
+                raise Damaged("spans overlap")
             at = start
             for block, low, high in self._store.pieces((Extent(writer, start, stop),), layout):
                 records = block.records[low:high]

@@ -185,6 +185,7 @@ class _Pass:
                 note,
                 facts=kept,
                 resumed=self._still_resumed(log) if count else log.first.resumed,
+                closed=self._still_closed(log) if count else log.first.closed,
                 evicted_facts=fact - len(kept),
                 dropped_rows=note.dropped_rows + max(0, row - max(log.first.row, marks[0])),
                 dropped_facts=note.dropped_facts + missed,
@@ -213,9 +214,15 @@ class _Pass:
         gone = {f.episode for f in log.read_facts(self.stops[log.writer][1])} | {r.key for r in log.first.resumed}
         return tuple(
             r
-            for key, r in sorted(log.resumed.items())
+            for key, found in sorted(log.resumed.items())
             if key in gone and (key in self.alive or (not log.sealed and key not in self.ended))
+            for r in found
         )
+
+    def _still_closed(self, log: WriterLog) -> tuple[tuple[EpisodeKey, int], ...]:
+        """The closings noted in what goes, of episodes that keep a row: without one, nobody goes on with them."""
+        stop = self.stops[log.writer][1]
+        return tuple((key, seq) for key, seq in sorted(log.closed.items()) if seq < stop and key in self.alive)
 
     def _facts_at_stake(self, log: WriterLog, going: bool) -> list[Fact]:
         return log.read_facts(self.stops[log.writer][1]) if going else list(log.first.facts)

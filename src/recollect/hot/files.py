@@ -8,6 +8,7 @@ import fcntl
 import functools
 import mmap
 import os
+import re
 import resource
 import time
 from collections.abc import Iterator
@@ -31,6 +32,17 @@ NETWORK_FILE_SYSTEMS = frozenset(
         "beegfs",
     ]
 )
+WRITER = re.compile(r"[0-9a-f]{16}\Z")
+
+
+def writers_folders(log: Path) -> list[Path]:
+    """The folders of writers, in the order of their ids; what else lies beside them is no writer's. Raises OSError."""
+    try:
+        with os.scandir(log) as entries:
+            names = [entry.name for entry in entries if WRITER.match(entry.name) and entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [log / name for name in sorted(names)]
 
 
 @contextlib.contextmanager
@@ -44,6 +56,8 @@ def os_errors(doing: str, path: str | Path) -> Iterator[None]:
         text = f"{doing} {str(path)!r} failed: {e.strerror or e}"
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(text, remedy="Free some space, or set RECOLLECT_HOME to a larger disk") from e
+        if e.errno in (errno.EMFILE, errno.ENFILE):
+            raise StoreError(text, remedy="Raise the limit of open files (ulimit -n), or close what is not used") from e
         raise StoreError(text, remedy="Check that the path exists and may be written") from e
 
 

@@ -26,13 +26,13 @@ class Resumption(NamedTuple):
         key: the episode.
         row: rows of this log from here on may be its own.
         after: (writer, rows): they come after the rows below these counts.
-        time_ns: when.
+        turn: how many times the episode was resumed, this time included. Clocks do not say which came last.
     """
 
     key: EpisodeKey
     row: int
     after: tuple[tuple[int, int], ...]
-    time_ns: int
+    turn: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class First:
         open: counters of those below `next_episode` that have no row left and may still get some.
         facts: what is carried, in the order of their numbers.
         resumed: episodes that went on in evicted segments and may have rows after them.
+        closed: (episode, number of the fact): episodes with rows that were closed in evicted segments.
     """
 
     segment: int = 0
@@ -62,6 +63,7 @@ class First:
     open: tuple[int, ...] = ()
     facts: tuple[Fact, ...] = ()
     resumed: tuple[Resumption, ...] = ()
+    closed: tuple[tuple[EpisodeKey, int], ...] = ()
 
 
 def read_first(folder: Path) -> First:
@@ -81,9 +83,10 @@ def read_first(folder: Path) -> First:
     data["open"] = tuple(data["open"])
     data["facts"] = tuple(_fact(folder, f) for f in data["facts"])
     data["resumed"] = tuple(
-        Resumption(EpisodeKey(*key), row, tuple((w, n) for w, n in after), time_ns)
-        for key, row, after, time_ns in data["resumed"]
+        Resumption(EpisodeKey(*key), row, tuple((w, n) for w, n in after), turn)
+        for key, row, after, turn in data["resumed"]
     )
+    data["closed"] = tuple((EpisodeKey(*key), seq) for key, seq in data["closed"])
     return First(**data)
 
 

@@ -46,11 +46,13 @@ class Behind:
         unsynced: segments, the newest included, that no completed sync covers; named: whether one of them got its name
             since the folder was last flushed.
         evicted_below: segments below it were evicted; set by whoever evicts.
+        largest: bytes that a segment may have unless one append needs more; None for no bound.
         on_roll: called after the log went on in a new segment, with the log's lock held.
     """
 
     unsynced: list[Segment] = field(default_factory=list)
     named: bool = False
+    largest: int | None = None
     evicted_below: int = 0
     on_roll: Callable[[], None] | None = None
 
@@ -90,26 +92,32 @@ class GrowingLog:
         self.tails = TailLanes(self.folder, layout)
         self.segment: Segment
         try:
-            self._start(Shape.fitting(layout, SEGMENT_BYTES[0]))
+            self._start(Shape.fitting(layout, SEGMENT_BYTES[0]), 0, 0)
         except BaseException:
             os.close(self._lock_fd)
             raise
 
     # -- segments ------------------------------------------------------------------------------------------
 
-    def _header(self, shape: Shape) -> Header:
-        return new_header(
-            self.id, self._count, self.first_row, self.first_fact, self.layout, shape, self.agent, time.time_ns()
-        )
+    def _header(self, shape: Shape, first_row: int, first_fact: int) -> Header:
+        return new_header(self.id, self._count, first_row, first_fact, self.layout, shape, self.agent, time.time_ns())
 
     def _path(self) -> Path:
         return self.folder / f"{self._count:08d}.seg"
 
-    def _start(self, shape: Shape) -> None:
-        header = self._header(shape)
+    def _start(self, shape: Shape, first_row: int, first_fact: int) -> None:
+        """Goes on in a new segment. Before its file has its name, a failure leaves everything as it was."""
+        header = self._header(shape, first_row, first_fact)
         blank = self._spare.take(segment_bytes(self.layout, header))
         # The first segment says what the log is. A later one that was never flushed is cut off at recovery.
         segment = Segment.create(self._path(), self.layout, header, blank, flush=not self._count)
+        control_at = segment.records_at - 2 * PAGE
+        word = memoryview(segment.map)[control_at : control_at + 8].cast("Q")
+        planes = dict.fromkeys(segment.planes, 0)
+        # A writer that has filled the small segments goes on in a hurry: the next one is begun early. One that
+        # never writes much costs no file that it does not need.
+        part = 2 if self._count + 1 < len(SEGMENT_BYTES) else 8
+        mark = Shape(shape.rows // part, shape.facts // part, shape.planes // part, shape.heap_bytes // part)
         if self._count:
             self.segment.control[1] = 1
         self.segment = segment  # before it is in the list: see sync
@@ -117,17 +125,11 @@ class GrowingLog:
         self.behind.named = True
         self.behind.unsynced.append(segment)
         self.map, self.records, self.records_at = segment.map, segment.records, segment.records_at
-        control_at = segment.records_at - 2 * PAGE
-        self._word = memoryview(segment.map)[control_at : control_at + 8].cast("Q")
+        self._word, self.planes = word, planes
+        self.first_row, self.first_fact = first_row, first_fact
         self.rows = self.facts = self.heap_used = 0
-        self.planes = dict.fromkeys(segment.planes, 0)
-        # A writer that has filled the small segments goes on in a hurry: the next one is begun early. One that
-        # never writes much costs no file that it does not need.
-        part = 2 if self._count < len(SEGMENT_BYTES) else 8
-        self._mark: Shape | None = Shape(
-            shape.rows // part, shape.facts // part, shape.planes // part, shape.heap_bytes // part
-        )
-        self.max_rows = min(self._full, shape.rows // part)
+        self._mark: Shape | None = mark
+        self.max_rows = min(self._full, mark.rows)
 
     @property
     def _full(self) -> int:
@@ -137,6 +139,8 @@ class GrowingLog:
     def _next_shape(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> Shape:
         """The shape of the next segment, with room for the given needs."""
         target = SEGMENT_BYTES[min(self._count, len(SEGMENT_BYTES) - 1)]
+        if self.behind.largest is not None:
+            target = max(SEGMENT_BYTES[0], min(target, self.behind.largest))
         return Shape.fitting(
             self.layout, target, rows + ROWS_PER_APPEND, planes + ROWS_PER_APPEND, facts + 1, heap_bytes
         )
@@ -152,23 +156,26 @@ class GrowingLog:
     def _look_ahead(self) -> None:
         """Has the next segment prepared, once in every segment."""
         if self._mark is not None:
-            self._mark = None
             self.max_rows = self._full
-            size = segment_bytes(self.layout, self._header(self._next_shape()))
+            self._mark = None
+            size = segment_bytes(self.layout, self._header(self._next_shape(), 0, 0))
             self._spare.prepare(self.folder / f".next-{self._count:08d}.new", size)
 
     def roll(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> None:
-        """Goes on in a new segment with room for the given needs. Raises DiskFull, leaving everything as it was."""
+        """Goes on in a new segment with room for the given needs.
+
+        Raises DiskFull and StoreError, leaving everything as it was. What interrupts it once the new file has its name,
+        Ctrl-C for one, ends the writer: it could be in either segment.
+        """
         shape = self._next_shape(rows, planes, facts, heap_bytes)
-        before = self.first_row, self.first_fact
-        self.first_row += self.rows
-        self.first_fact += self.facts
+        path = self._path()
         try:
-            self._start(shape)
+            self._start(shape, self.first_row + self.rows, self.first_fact + self.facts)
+            self._let_go()
         except BaseException:
-            self.first_row, self.first_fact = before
+            if path.exists():
+                self.unusable = self.unusable or "a roll was interrupted halfway"
             raise
-        self._let_go()
         if self.behind.on_roll is not None:
             self.behind.on_roll()
 
@@ -288,11 +295,16 @@ class GrowingLog:
     def is_open(self) -> bool:
         return self._lock_fd >= 0
 
-    def close(self) -> None:
-        """Makes everything durable, seals the log, gives up lock and files."""
+    def close(self, *, whole: bool = True) -> None:
+        """Makes everything durable, seals the log, gives up lock and files.
+
+        Args:
+            whole: False leaves the seal to recovery, which looks at every tail slot: observations may wait there.
+        """
         try:
             if self.unusable is None:
                 self.sync()
+            if self.unusable is None and whole:
                 self.unusable = "closed"
                 rows, facts = self.first_row + self.rows, self.first_fact + self.facts
                 self.segment.mark_sealed()
@@ -306,6 +318,8 @@ class GrowingLog:
                 tail.close()
             with contextlib.suppress(OSError):
                 self._spare.discard()
+                for left in self.folder.glob(".*.new"):  # a roll that was interrupted
+                    left.unlink(missing_ok=True)
 
     def abandon_after_fork(self) -> None:
         """In a forked child: the parent goes on under this id, so the child may not."""

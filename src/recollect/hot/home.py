@@ -13,11 +13,13 @@ Each of these files carries a checksum (`notes`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -40,6 +42,7 @@ from recollect.hot.files import (
     refuse_network_file_system,
     replace_file,
     sync_folder,
+    writers_folders,
 )
 from recollect.hot.growing import GATE, GATE_WAIT_S, Durability
 from recollect.hot.keep import Keep
@@ -94,8 +97,16 @@ class Description:
     created_ns: int
 
 
-def create(path: Path, name: str, durability: Durability, kept: Keep) -> Description:
-    """Raises AlreadyExists, ArgumentError, or StoreError where the folder cannot be made."""
+def create(path: Path, name: str, durability: Durability, kept: Keep, schema: Schema | None = None) -> Description:
+    """Makes a workspace. `workspace.json` comes last: whoever finds it finds the schema too.
+
+    Of those that create it at a time, one at a time looks for it, so that the schema is the winner's.
+
+    Raises:
+        AlreadyExists: there is one.
+        SchemaMismatch, CorruptionError: the folder holds logs without a description, of another schema or of none.
+        ArgumentError, StoreError: an unknown durability; the folder cannot be made.
+    """
     if durability not in DURABILITIES:
         raise ArgumentError("unknown durability", value=durability, remedy=f"One of {', '.join(DURABILITIES)}")
     with os_errors("creating workspace", path):
@@ -110,9 +121,22 @@ def create(path: Path, name: str, durability: Durability, kept: Keep) -> Descrip
             "created_ns": time.time_ns(),
         }
         make_folder(path / "log")
-        if not create_exclusive(path / "workspace.json", pack(data)):
-            raise AlreadyExists(f"workspace {name!r} exists", remedy="Open it, or choose another name")
+        with locked(path / "log" / GATE, GATE_WAIT_S):
+            taken = (path / "workspace.json").exists()
+            if not taken and schema is not None:
+                _begin_with(path, schema)
+            if taken or not create_exclusive(path / "workspace.json", pack(data)):
+                raise AlreadyExists(f"workspace {name!r} exists", remedy="Open it, or choose another name")
     return describe(path)
+
+
+def _begin_with(path: Path, schema: Schema) -> None:
+    """Makes `schema` that of a workspace that is not there yet. What a creator that died left is overwritten."""
+    version, left = _newest(path)
+    if version == 1 and left != schema and not _has_logs(path):
+        replace_file(Path(_schema_file(path, 1)), _packed(schema))
+    else:
+        fix_schema(path, schema)
 
 
 def describe(path: Path) -> Description:
@@ -135,6 +159,33 @@ def describe(path: Path) -> Description:
         raise CorruptionError(f"{str(path / 'workspace.json')!r} is damaged: {e}", remedy=_DAMAGED) from None
     durability = cast(Durability, data["durability"])
     return Description(data["id"], data["name"], path, durability, kept, int(data["created_ns"]))
+
+
+@contextlib.contextmanager
+def held(path: Path, id: str) -> Iterator[None]:
+    """Keeps a workspace from being deleted meanwhile.
+
+    Raises:
+        NotFound: it was deleted, or another one has its name by now.
+    """
+    try:
+        with os_errors("holding workspace", path), locked(path / "log" / GATE, GATE_WAIT_S, shared=True):
+            require(path, id)
+            yield
+    except StoreError as e:
+        if isinstance(e.__cause__, FileNotFoundError):
+            require(path, id)
+        raise
+
+
+def require(path: Path, id: str) -> None:
+    """Raises NotFound where a workspace was deleted, though another one may have its name by now."""
+    try:
+        found: str | None = describe(path).id
+    except NotFound:
+        found = None
+    if found != id:
+        raise NotFound(f"workspace {path.name!r} was deleted", remedy="Open it again if it was created again")
 
 
 def change_keep(path: Path, kept: Keep) -> None:
@@ -206,16 +257,35 @@ def read_version(path: Path, version: int) -> Schema | None:
 
 
 def layouts(path: Path) -> Layouts:
-    """The layouts of every version. Raises NotFound where nobody has fixed the schema."""
+    """The layouts of every version.
+
+    Raises:
+        NotFound: nobody has fixed the schema.
+        CorruptionError: somebody had.
+    """
+    _newest(path)
     return Layouts(lambda version: read_version(path, version))
 
 
 def _newest(path: Path) -> tuple[int, Schema | None]:
-    """The newest version's number and schema; 0 and None while there is none."""
+    """The newest version's number and schema; 0 and None while there is none.
+
+    Raises:
+        CorruptionError: a file is damaged, or the first one is missing: a log was written under some schema.
+    """
     version = 0
     while os.path.exists(_schema_file(path, version + 1)):  # noqa: PTH110
         version += 1
+    if version == 0 and _has_logs(path) and not os.path.exists(_schema_file(path, 1)):  # noqa: PTH110
+        raise CorruptionError(
+            f"workspace {path.name!r} is damaged: schema.json is missing, but logs are there",
+            remedy="Copy the workspace again, whole, or copy the schema.json of a workspace with the same schema",
+        )
     return version, read_version(path, version) if version else None
+
+
+def _has_logs(path: Path) -> bool:
+    return any(next(folder.glob("*.seg"), None) is not None for folder in writers_folders(path / "log"))
 
 
 def _schema_file(path: Path, version: int) -> str:
@@ -236,12 +306,7 @@ def list_workspaces() -> list[Path]:
 
 def live_writers(path: Path) -> list[int]:
     """Writers whose process is alive, by their locks."""
-    out = []
-    log = path / "log"
-    for folder in sorted(log.iterdir()) if log.is_dir() else ():
-        if not folder.name.startswith(".") and is_locked(folder / "lock"):
-            out.append(int(folder.name, 16))
-    return out
+    return [int(folder.name, 16) for folder in writers_folders(path / "log") if is_locked(folder / "lock")]
 
 
 def delete(path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeAlias
 
 from recollect.errors import ArgumentError
 
+SEGMENTS = 8
+"""Into how many segments what one writer may keep is split at least: whole ones go."""
 Unpromoted: TypeAlias = Literal["refuse", "drop"]
 
 
@@ -24,7 +26,9 @@ class Keep:
     hold are counted.
 
     Args:
-        rows: the newest so many rows stay; a segment goes while as many are left without it.
+        rows: the newest so many rows stay; a segment goes while as many are left without it. Writers opened since then
+            make segments of an eighth of that, or of `bytes`, so that about so much is kept beyond it for each
+            writer, and as much again is made ready ahead.
         bytes: the disk space that all segments and waiting observations may take.
         age: seconds, or a timedelta; a segment goes when all of it is older.
         unpromoted: what happens to rows that the home buffer does not hold: `"refuse"` or `"drop"`.
@@ -59,6 +63,13 @@ class Keep:
     def limited(self) -> bool:
         """Whether there is any limit."""
         return self.rows is not None or self.bytes is not None or self.age is not None
+
+    def segment_bytes(self, row_bytes: int) -> int | None:
+        """The largest segment to make, so that what is kept beyond a limit stays small; None for no bound."""
+        sizes = [] if self.bytes is None else [self.bytes // SEGMENTS]
+        if self.rows is not None:
+            sizes.append(self.rows // SEGMENTS * row_bytes)
+        return min(sizes, default=None)
 
     @property
     def age_ns(self) -> int | None:

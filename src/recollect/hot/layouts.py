@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable
 
 from recollect.errors import NotFound
 from recollect.records.layout import Layout
 from recollect.schema import Schema
 
+_live: weakref.WeakSet[Layouts] = weakref.WeakSet()
+
 
 class Layouts:
-    """One layout for each version of a schema, oldest first. Thread-safe; it grows when another version is made.
+    """One layout for each version of a schema, oldest first. Thread-safe; it grows when another version is made. A
+    forked child may go on with it, whatever its parent's threads did.
 
     Args:
         read: the schema of a version, counted from 1; None where there is no such version yet, as `{1: schema}.get`.
@@ -22,11 +27,16 @@ class Layouts:
 
     def __init__(self, read: Callable[[int], Schema | None]) -> None:
         self._read = read
-        self._lock = threading.Lock()
         self._versions: list[Layout] = []
+        self.start_over()
+        _live.add(self)
         self.refresh()
         if not self._versions:
             raise NotFound("no schema yet")
+
+    def start_over(self) -> None:
+        """In a forked child: nobody holds its lock."""
+        self._lock = threading.Lock()
 
     def refresh(self) -> None:
         """Looks for a newer version: one look for a file while there is none."""
@@ -49,3 +59,11 @@ class Layouts:
 
     def _find(self, fingerprint: str) -> Layout | None:
         return next((v for v in self._versions if v.schema.fingerprint == fingerprint), None)
+
+
+def _after_fork() -> None:
+    for layouts in list(_live):
+        layouts.start_over()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recollect.errors import ArgumentError, CorruptionError, NotFound
+from recollect.errors import ArgumentError, CorruptionError, NotFound, SchemaMismatch
 from recollect.hot.log import WriterLog
 from recollect.hot.store import HotStore
 from recollect.records.grow import Growing
@@ -38,14 +38,19 @@ class LiveSource:
                 self._skip_to_newest(last)
 
     def _begin(self, rows: Growing) -> None:
+        """
+        `_seen` counts what `_rows` took in, `_shown` what of it the newest view holds. Rows are counted only once they
+        are taken in, so a look that failed is made again.
+        """
         self._rows = rows
         self._view: GrownView | None = None
+        self._shown: dict[int, int] = {}
+        self._is_behind = self._is_torn = self._facts_are_new = False
         self._opened = -1
         self._logs: dict[int, WriterLog] = {}
         self._seen: dict[int, int] = {}
         self._facts_seen: dict[int, int] = {}
         self._facts: tuple[tuple[int, int], ...] = ()
-        self._facts_are_new = False
         self._growing: list[WriterLog] = []
         self._steps = FactIndex()
         self._unplaced: list[StepId] = []
@@ -64,19 +69,35 @@ class LiveSource:
         for are not among its facts.
 
         Raises:
-            SchemaMismatch: the schema has evolved, and rows of the newer one have arrived. A new source reads both.
+            SchemaMismatch: the schema has evolved, and rows of the newer one have arrived, or facts about fields that
+                changed. A new source reads both.
+            CorruptionError: new rows are damaged.
         """
         with self._store.pinned():
-            work = self._news()
-            if self._view is not None and not work and not self._facts_are_new:
+            if self._is_torn:
+                self._go_back()
+            work = self._news([])
+            if self._view is not None and not (work or self._is_behind or self._facts_are_new):
                 return self._view
+            self._is_behind = True
             self._take(work)
             if self._facts_are_new:
                 self._facts = tuple(sorted(self._facts_seen.items()))
                 self._facts_are_new = False
             self._change()
-            self._view = self._make_view(self._rows, self._facts)
-            return self._view
+            view = self._make_view(self._rows, self._facts)
+            self._view, self._shown = view, dict(self._seen)
+            self._is_behind = False
+            return view
+
+    def _go_back(self) -> None:
+        """To the newest view, after Ctrl-C between two changes of what belongs together."""
+        if self._view is not None:
+            self.restore([self.mark(self._view)])
+        else:
+            self._begin(Growing(self._layout, self.last))
+            if self.last is not None:
+                self._skip_to_newest(self.last)
 
     def pinned(self, cut: Cut, first: int = 0) -> View:
         """The view of an earlier cut of this source, or of another one with the same `last`, made anew.
@@ -100,7 +121,7 @@ class LiveSource:
         return {
             "cut": view.cut.to_dict(),
             "first": view.moment.first,
-            "seen": [[str(writer), seq] for writer, seq in self._seen.items()],
+            "seen": [[str(writer), seq] for writer, seq in self._shown.items()],
         }
 
     def restore(self, marks: Sequence[Mapping[str, Any]]) -> list[View]:
@@ -120,45 +141,47 @@ class LiveSource:
             self._facts_seen, self._facts = dict(cut.facts), cut.facts
             self._unplaced = list(steps.steps)
             self._change()
-            self._view = self._make_view(rows, cut.facts)
-            return [*views, self._view]
+            view = self._make_view(rows, cut.facts)
+            self._view, self._shown = view, dict(self._seen)
+            return [*views, view]
 
     # -- rows ----------------------------------------------------------------------------------------------
 
-    def _news(self) -> list[Extent]:
-        """Rows published since the last look, writer by writer. Facts are noted too."""
+    def _news(self, work: list[Extent]) -> list[Extent]:
+        """Rows published that are neither taken in nor in `work`, writer by writer. Facts are noted too."""
         store = self._store
         store.refresh()
         if self._opened != store.opened:
             self._open_logs()
+        known: dict[int, int] = {}
+        for e in work:
+            known[e.writer] = max(e.stop, known.get(e.writer, 0))
         out = []
-        finished = False
+        ended = set()
         for log in self._growing:
+            sealed = log.sealed  # first: what a sealed log has is then all there will be
             writer, rows, facts = log.writer, log.rows, log.facts
             seen = self._seen[writer]
             if rows > seen and not log.gone:
-                seen = max(seen, log.first.row)
-                if rows > seen:
-                    out.append(Extent(writer, seen, rows))
-                self._seen[writer] = rows
+                start = max(seen, known.get(writer, 0), log.first.row)
+                if rows > start:
+                    out.append(Extent(writer, start, rows))
+                elif writer not in known:
+                    self._seen[writer] = rows  # evicted
+            elif sealed:
+                ended.add(writer)
             if facts > self._facts_seen.get(writer, 0):
                 self._note_facts(log, facts)
-            finished = finished or log.sealed
-        if any(self._logs[e.writer].resumed for e in out):
-            out = self._without_lost(out)
-        if finished:
-            self._growing = [
-                log for log in self._growing if not log.sealed or (log.rows > self._seen[log.writer] and not log.gone)
-            ]
-        return out
+        if ended:
+            self._growing = [log for log in self._growing if log.writer not in ended]
+        return self._without_lost(out) if any(self._logs[e.writer].resumed for e in out) else out
 
     def _without_lost(self, work: list[Extent]) -> list[Extent]:
         """Leaves out what came after rows that are lost, as `HotStore.cut` does; it is looked for again."""
         logs = self._store.logs
         stops = self._store.with_predecessors({writer: log.rows for writer, log in list(logs.items())})
-        for e in work:
-            self._seen[e.writer] = max(e.start, min(e.stop, stops.get(e.writer, e.stop)))
-        return [e for e in (Extent(e.writer, e.start, self._seen[e.writer]) for e in work) if e.start < e.stop]
+        cut = [Extent(e.writer, e.start, min(e.stop, stops.get(e.writer, e.stop))) for e in work]
+        return [e for e in cut if e.start < e.stop]
 
     def _open_logs(self) -> None:
         store = self._store
@@ -192,12 +215,25 @@ class LiveSource:
                     rest[k] = Extent(alone.writer, alone.start + 1, alone.stop)
                 else:
                     orphans = {(e.writer, e.start) for e in rest}
-                    rest += self._news()
+                    rest += self._news(rest)
             work = [e for e in rest if e.stop > e.start]
 
     def _add(self, extent: Extent, *, strict: bool) -> int:
-        pieces = self._store.pieces((extent,), self._layout)
-        return self._rows.add(extent.writer, extent.start, pieces, strict)
+        try:
+            pieces = self._store.pieces((extent,), self._layout)
+        except SchemaMismatch as e:
+            raise self._evolved("rows of the newer one") from e
+        self._is_torn = True
+        done = self._rows.add(extent.writer, extent.start, pieces, strict)
+        self._seen[extent.writer] = max(self._seen[extent.writer], extent.start + done)
+        self._is_torn = False
+        return done
+
+    def _evolved(self, what: str) -> SchemaMismatch:
+        return SchemaMismatch(
+            f"the schema of workspace {self._store.name!r} has evolved, and {what} have arrived",
+            remedy="Make a new ws.live(), which reads older rows too",
+        )
 
     def _skip_to_newest(self, last: int) -> None:
         """Begins with the newest rows of all writers by time, as many as the window holds."""
@@ -228,19 +264,27 @@ class LiveSource:
     # -- facts ---------------------------------------------------------------------------------------------
 
     def _note_facts(self, log: WriterLog, stop: int) -> None:
-        """Those about steps are kept, to be laid over their rows."""
-        for fact in log.step_facts(self._facts_seen.get(log.writer, 0), stop):
+        """Those about steps are kept, to be laid over their rows. Noting some twice changes nothing."""
+        found = log.step_facts(self._facts_seen.get(log.writer, 0), stop)
+        if found:
+            self._store.layouts.refresh()
+            mine, newest = self._layout.schema.by_path, self._store.layout.schema.by_path
+            if mine is not newest and any(mine.get(path) != newest[path] for f in found for path in f.values):
+                raise self._evolved("facts about fields that changed")
+        for fact in found:
             assert fact.step is not None
             self._steps.add(fact)
             self._unplaced.append(fact.step)
+        self._facts_are_new = True  # first
         self._facts_seen[log.writer] = stop
-        self._facts_are_new = True
 
     def _change(self) -> None:
         """Lays new step facts over their rows. A fact may be seen before its step is; it then waits."""
         if not self._unplaced:
             return
+        self._is_torn = True
         left = self._rows.change(list(dict.fromkeys(self._unplaced)), self._steps)
+        self._is_torn = False
         self._unplaced = [i for i in left if i.seq >= self._seen.get(i.writer, 0)]
 
     # -- views ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from recollect.hot.first import First, Resumption, read_first
 from recollect.hot.layouts import Layouts
 from recollect.hot.parse import parse, parse_all, resumption
 from recollect.hot.seal import Seal, read_seal
-from recollect.hot.segment import RESUMPTION, ROWS_MASK, Segment
+from recollect.hot.segment import RESUMPTION, ROWS_MASK, VALUES, Segment
 from recollect.hot.tails import TailFile, damaged_slots, read_tails
 from recollect.hot.translate import Translation
 from recollect.records.block import Block, join_rows
@@ -37,7 +37,8 @@ class WriterLog:
         rows, facts: published counts.
         first: where the log begins now; what is before it was evicted.
         gone: whether all of it was evicted, the folder too.
-        resumed: episodes that go on in this log.
+        resumed: episodes that go on in this log, each with its resumptions here, oldest first.
+        closed: episodes that were closed here and not resumed here since → number of the fact that says so.
     """
 
     def __init__(self, folder: Path, layouts: Layouts) -> None:
@@ -49,7 +50,8 @@ class WriterLog:
         self.first = First()
         self.gone = False
         self._seal: Seal | None = None
-        self.resumed: dict[EpisodeKey, Resumption] = {}
+        self.resumed: dict[EpisodeKey, list[Resumption]] = {}
+        self.closed: dict[EpisodeKey, int] = {}
         self._scanned = 0
         self._facts: list[Fact] = []
         self._parsed = 0
@@ -76,14 +78,14 @@ class WriterLog:
                 self._watch()
             else:
                 self._count(self._newest, watched[0])
-                if self.facts > self._scanned:
-                    self._find_resumptions()
 
     def _count(self, last: Segment, word: int) -> None:
         header = last.header
-        self.rows = header.first_row + min(word & ROWS_MASK, header.shape.rows)
         self.facts = header.first_fact + min(word >> 32, header.shape.facts)
-        self._word = word
+        if self.facts > self._scanned:
+            self._find_turns()
+        self.rows = header.first_row + min(word & ROWS_MASK, header.shape.rows)
+        self._word = word  # last: what fails above is looked at again
 
     def _watch(self) -> None:
         """Chooses what tells that nothing is new: the newest segment's control words. Whoever seals a log marks its
@@ -97,7 +99,7 @@ class WriterLog:
         if not self.sealed:
             self._look()
             if self.facts > self._scanned:
-                self._find_resumptions()
+                self._find_turns()
 
     def _look(self) -> None:
         seal = read_seal(self.folder)
@@ -124,16 +126,22 @@ class WriterLog:
             if not (last.rolled and self._open_next()):
                 break
 
-    def _find_resumptions(self) -> None:
+    def _find_turns(self) -> None:
         for segment, end in self._fact_spans(self.facts):
             first = segment.header.first_fact
             low, high = max(self._scanned, first) - first, end - first
             if low >= high:
                 continue
             segment.checked.require_facts(high)
-            for row in (low + np.flatnonzero(segment.facts["kind"][low:high] == RESUMPTION)).tolist():
-                found = resumption(segment, row)
-                self.resumed[found.key] = found
+            for row in (low + np.flatnonzero(segment.facts["kind"][low:high] != VALUES)).tolist():
+                if segment.facts["kind"][row] == RESUMPTION:
+                    found = resumption(segment, row)
+                    self.closed.pop(found.key, None)
+                    self.resumed[found.key] = [*self.resumed.get(found.key, ()), found]
+                else:
+                    record = segment.facts[row]
+                    key = EpisodeKey(int(record["episode_writer"]), int(record["episode"]))
+                    self.closed[key] = first + row
         self._scanned = self.facts
 
     @property
@@ -233,8 +241,13 @@ class WriterLog:
                 self.unlinked.append(weakref.ref(segment.map))
         self.segments = [s for s in self.segments if s.header.index >= first.segment]
         self._facts = [*first.facts, *(f for f in self._facts if f.seq >= first.fact)]
+        for r in first.resumed:
+            known = self.resumed.get(r.key, [])
+            if r not in known:
+                self.resumed[r.key] = sorted([*known, r], key=lambda x: x.turn)
+        if self._scanned < first.fact:
+            self.closed = dict(first.closed)
         self._parsed, self._scanned = max(self._parsed, first.fact), max(self._scanned, first.fact)
-        self.resumed |= {r.key: r for r in first.resumed if r.key not in self.resumed}
         self.rows, self.facts = max(self.rows, first.row), max(self.facts, first.fact)
         self.first = first
 

@@ -33,7 +33,7 @@ def resumption(segment: Segment, row: int) -> Resumption:
     """What a fact of that kind says."""
     record, body = segment.facts[row], _body(segment, row)
     key = EpisodeKey(int(record["episode_writer"]), int(record["episode"]))
-    return Resumption(key, body["row"], tuple((int(w), int(n)) for w, n in body["after"]), int(record["time"]))
+    return Resumption(key, body["row"], tuple((int(w), int(n)) for w, n in body["after"]), body["turn"])
 
 
 def parse(segment: Segment, row: int) -> Fact:

@@ -11,12 +11,11 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from recollect.errors import ConflictError, CorruptionError, StoreError
-from recollect.hot.files import lock_when_free, locked, os_errors, sync_file, sync_folder
+from recollect.hot.files import lock_when_free, locked, os_errors, sync_file, sync_folder, writers_folders
 from recollect.hot.first import read_first
 from recollect.hot.layouts import Layouts
 from recollect.hot.seal import Seal, read_seal, seal
@@ -40,8 +39,8 @@ class Recovery:
         lost: the rows, by id, that had been published or counted as durable and were not whole; None when there are
             none. They were the last of the log.
         lost_facts: facts likewise.
-        lost_segments: files whose header or counters could not be read, so that how much they held cannot be told.
-            After a power cut the newest file may be one that no sync had reached.
+        lost_segments: files that are missing, another log's, or whose header or counters could not be read, so that how
+            much they held cannot be told. After a power cut the newest file may be one that no sync had reached.
         lost_tails: slots of waiting observations that were damaged. The step before such an observation is there, but
             cannot be drawn.
         checked: rows whose frames were read again.
@@ -70,7 +69,7 @@ def recover(folder: Path, layouts: Layouts) -> list[Recovery]:
     Raises:
         SchemaMismatch, StoreError: a log of a schema or a format that is not known here; it is left unsealed.
     """
-    open_logs = [path for path in _logs(folder) if not _is_sealed(path)]
+    open_logs = [path for path in writers_folders(folder) if not _is_sealed(path)]
     if not open_logs:
         return []
     out: list[Recovery] = []
@@ -94,11 +93,6 @@ def recover(folder: Path, layouts: Layouts) -> list[Recovery]:
     return out
 
 
-def _logs(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from (p for p in sorted(folder.iterdir()) if not p.name.startswith("."))
-
-
 def _is_sealed(path: Path) -> bool:
     try:
         return read_seal(path) is not None
@@ -109,14 +103,18 @@ def _is_sealed(path: Path) -> bool:
 def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
     for leftover in folder.glob(".*.new"):
         leftover.unlink(missing_ok=True)
-    first = read_first(folder)
+    first, writer = read_first(folder), int(folder.name, 16)
+    tails = sorted(folder.glob("*.tails"))
     rows, facts, segments, checked, lost_segments = first.row, first.fact, first.segment, 0, 0
     unsynced = []
     counted_rows, counted_facts = rows, facts
-    whole, layout = True, layouts.newest
+    whole, layout, next_index = True, layouts.newest, first.segment
     for path in sorted(folder.glob("*.seg")):
-        if int(path.stem) < first.segment:
+        index = int(path.stem)
+        if index < first.segment:
             continue
+        lost_segments += index - next_index
+        next_index = index + 1
         try:
             segment = Segment.open_(path, layouts)
             segment.mark_sealed()
@@ -131,6 +129,10 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
             lost_segments += 1
             continue
         header, shape, layout = segment.header, segment.header.shape, segment.layout
+        if header.writer != writer:
+            whole = False
+            lost_segments += 1
+            continue
         durable = segment.durable_word
         for word in (segment.word, durable):
             if (word & ROWS_MASK) > shape.rows or (word >> 32) > shape.facts:
@@ -138,7 +140,7 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
                 break
             counted_rows = max(counted_rows, header.first_row + (word & ROWS_MASK))
             counted_facts = max(counted_facts, header.first_fact + (word >> 32))
-        whole = whole and (header.first_row, header.first_fact) == (rows, facts)
+        whole = whole and (header.index, header.first_row, header.first_fact) == (index, rows, facts)
         if not whole:
             continue
         moved = (header.device, header.inode) != (stat.st_dev, stat.st_ino)
@@ -149,9 +151,12 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
         if moved or (end, fact_end) != (from_row, from_fact):
             unsynced.append(path)
         rows, facts, segments = header.first_row + end, header.first_fact + fact_end, segments + 1
+    if next_index == first.segment and tails and not first.segment:
+        lost_segments = 1  # tails are made after the first segment
+    if lost_segments and read_first(folder) != first:
+        return _recover_one(folder, layouts)
     lost = (rows, counted_rows) if counted_rows > rows else None
     lost_facts = max(0, counted_facts - facts)
-    tails = sorted(folder.glob("*.tails"))
     lost_tails = damaged_slots(tails, layout)
     for item in [*unsynced, *tails]:
         try:
@@ -161,7 +166,6 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
                 raise
     sync_folder(folder)
     seal(folder, Seal(rows, facts, segments, False, lost, lost_facts, lost_segments, len(tails), lost_tails))
-    writer = int(folder.name, 16)
     cut = Extent(writer, *lost) if lost else None
     return Recovery(writer, rows, facts, cut, lost_facts, lost_segments, lost_tails, checked)
 

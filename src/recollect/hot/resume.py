@@ -1,8 +1,9 @@
 """Going on with an episode that another writer left: where it stands, and what must be true before it grows.
 
 The failure feared: two writers append the same step, or a reader sees resumed steps without those before them. So an
-episode goes on only when its last writer is dead or closed it, one resumption at a time; its earlier rows are flushed
-first, and the resumption itself is a record of the log that says which rows it comes after (design/0012).
+episode goes on only when the log of its last writer is sealed, or says that it was closed there, one resumption at a
+time; its earlier rows are flushed first, and the resumption itself is a record of the log that says which rows it comes
+after (design/0012).
 """
 
 from __future__ import annotations
@@ -15,15 +16,21 @@ from numpy.typing import NDArray
 
 from recollect.errors import EpisodeError
 from recollect.hot.files import is_locked, sync_file
+from recollect.hot.recover import recover
 from recollect.records.block import Block
 from recollect.records.heads import deepest_stack
 from recollect.records.layout import FINAL, HAS_NEXT, TERMINATED, TRUNCATED, Layout, column
 from recollect.schema import Frames
-from recollect.view import Cut, EpisodeKey, make_ids
+from recollect.view import Cut, EpisodeKey, Extent, StepId, make_ids
 
 if TYPE_CHECKING:
     from recollect.hot.log import WriterLog
     from recollect.hot.store import HotStore
+
+INTERRUPTED = "interrupted"
+"""Status of an episode that was left before it ended or was judged."""
+TRIES = 8
+"""Looks at an episode whose writer dies or closes it meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +39,28 @@ class ResumePoint:
 
     Attributes:
         key: the episode; `id` the caller's name for it, None for the default.
+        status: its newest status, None when there is none.
         step: index of its next step.
         history: frames path → the newest `stack - 1` planes, oldest first.
         waiting: a block of one row, the observation that waits after its newest step; None when there is none.
         after: (writer, rows): the rows that it has so far lie below these counts.
+        turn: how many times it will have been resumed.
     """
 
     key: EpisodeKey
     id: str | None
+    status: str | None
     step: int
     history: dict[str, list[NDArray[Any]]]
     waiting: Block | None
     after: tuple[tuple[int, int], ...]
+    turn: int
 
 
 class _Row(NamedTuple):
     step: int
     flags: int
-    writer: int
-    seq: int
-    block: Block
-    row: int
+    id: StepId
 
 
 def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoint:
@@ -65,78 +73,100 @@ def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoin
         EpisodeError: it has ended, a live writer still has it open, or rows that it needs were evicted.
         SchemaMismatch: it has rows of a newer schema than the writer's.
     """
-    cut = store.cut()
-    facts = store.catalog.facts_of([key], cut)
-    here = [log for _, log in sorted(store.logs.items()) if not log.gone]
-    logs = [log for log in here if log.writer == key.writer or key in log.resumed]
-    owner = max(logs, key=lambda log: log.resumed[key].time_ns if key in log.resumed else 0, default=None)
-    name = facts.id_of(key)
-    rows = [row for log in logs for row in _rows_of(store, log, key, cut, layout)]
+    cut, extents, rows = _settle(store, key)
+    for first in {e.writer: e for e in reversed(extents)}.values():
+        store.pieces((Extent(first.writer, first.start, first.start + 1),), layout)  # raises for a newer schema
+    known = store.catalog.facts_of([key], cut).episodes.get(key, {})
     steps = sorted(r for r in rows if not r.flags & FINAL)
     last = steps[-1] if steps else None
-    opener = store.logs.get(key.writer)
-    if last is None and opener is not None and key.counter < opener.first.next_episode:
-        raise EpisodeError(
-            f"the rows of episode {name!r} were evicted", remedy="Open another attempt: writer.episode(id=)"
-        )
-    if steps and steps[0].step > 0 and len(steps) < deepest_stack(layout.schema) - 1:
-        raise EpisodeError(
-            f"the frames that the next step of episode {name!r} reaches back to were evicted",
-            remedy="Open another attempt: writer.episode(id=)",
-        )
-    if last is not None and last.flags & (TERMINATED | TRUNCATED):
-        raise EpisodeError(f"episode {name!r} has ended", remedy="Open another attempt: writer.episode(id=)")
-    closed = facts.episodes.get(key, {}).get("status") == "interrupted"
-    if owner is not None and not closed and is_locked(owner.folder / "lock"):
-        raise EpisodeError(
-            f"episode {name!r} is still open in writer {owner.writer}", remedy="Close it there first: episode.close()"
-        )
     waiting = None
     if last is not None:
         followed = any(r.flags & FINAL and r.step == last.step + 1 for r in rows)
         if last.flags & HAS_NEXT and not followed:
-            waiting = store.tails(make_ids([last.writer], [last.seq]), layout)[1]
-    for log in logs:
+            waiting = store.tails(make_ids([last.id.writer], [last.id.seq]), layout)[1]
+    turns = {log.writer: log.resumed.get(key, []) for log in list(store.logs.values()) if not log.gone}
+    concerned = sorted({e.writer for e in extents} | {w for w, found in turns.items() if found or w == key.writer})
+    stops = {e.writer: e.stop for e in cut.extents}
+    for log in (store.logs[w] for w in concerned if w in store.logs):
         if not log.sealed:
             for path in (*log.folder.glob("*.seg"), *log.folder.glob("*.tails")):
                 sync_file(path)
-    given = facts.episodes.get(key, {}).get("id")
     return ResumePoint(
         key,
-        None if given is None else str(given),
+        None if known.get("id") is None else str(known["id"]),
+        known.get("status"),
         0 if last is None else last.step + 1,
-        _newest_planes(layout, steps),
+        _newest_planes(store, layout, steps),
         waiting,
-        tuple((log.writer, log.rows) for log in logs),
+        tuple((w, stops[w]) for w in concerned if w in stops),
+        1 + max((r.turn for found in turns.values() for r in found), default=0),
     )
 
 
-def _rows_of(store: HotStore, log: WriterLog, key: EpisodeKey, cut: Cut, layout: Layout) -> list[_Row]:
-    out: list[_Row] = []
-    for extent in cut.extents:
-        if extent.writer != log.writer:
-            continue
-        at = extent.start
-        for block, start, stop in store.pieces((extent,), layout):
-            records = block.records[start:stop]
-            hits = np.flatnonzero((records["episode"] == key.counter) & (records["episode_writer"] == key.writer))
-            mine = records[hits]
-            columns = (mine["step"].tolist(), mine["flags"].tolist(), hits.tolist())
-            out += [_Row(s, f, log.writer, at + h, block, start + h) for s, f, h in zip(*columns, strict=True)]
-            at += stop - start
-    return out
+def _settle(store: HotStore, key: EpisodeKey) -> tuple[Cut, tuple[Extent, ...], list[_Row]]:
+    """A cut after which no other writer can add a row to the episode, with the episode's rows."""
+    for _ in range(TRIES):
+        store.refresh()
+        owner = _owner(store, key)
+        settled = owner is None or owner.sealed or key in owner.closed
+        cut = store.cut()  # after that look: what was published until then is in it
+        pieces, extents = store.catalog.rows_of(key, cut)
+        rows = [row for block, start, stop in pieces for row in _rows(block.records[start:stop])]
+        _require_unended(store, key, cut, rows)
+        if settled and owner is _owner(store, key):
+            return cut, extents, rows
+        if owner is not None and not settled:
+            if is_locked(owner.folder / "lock"):
+                break
+            # Its log may hold frames that were never counted: they are rows as soon as anybody seals it.
+            recover(store.folder, store.layouts)
+    name = store.catalog.facts_of([key], store.cut()).id_of(key)
+    where = "another writer" if owner is None else f"writer {owner.writer}"
+    raise EpisodeError(f"episode {name!r} is still open in {where}", remedy="Close it there first: episode.close()")
 
 
-def _newest_planes(layout: Layout, steps: list[_Row]) -> dict[str, list[NDArray[Any]]]:
+def _owner(store: HotStore, key: EpisodeKey) -> WriterLog | None:
+    """The log of the writer that went on with the episode last, of its opener when nobody did."""
+    found = [(r.turn, log) for log in list(store.logs.values()) if not log.gone for r in log.resumed.get(key, ())]
+    opener = store.logs.get(key.writer)
+    if opener is not None and not opener.gone:
+        found.append((0, opener))
+    return max(found, key=lambda t: t[0], default=(0, None))[1]
+
+
+def _require_unended(store: HotStore, key: EpisodeKey, cut: Cut, rows: list[_Row]) -> None:
+    opener = store.logs.get(key.writer)
+    steps = [r for r in rows if not r.flags & FINAL]
+    name = store.catalog.facts_of([key], cut).id_of(key)
+    if not steps and opener is not None and key.counter < opener.first.next_episode:
+        raise EpisodeError(
+            f"the rows of episode {name!r} were evicted", remedy="Open another attempt: writer.episode(id=)"
+        )
+    if steps and max(steps).flags & (TERMINATED | TRUNCATED):
+        raise EpisodeError(f"episode {name!r} has ended", remedy="Open another attempt: writer.episode(id=)")
+    if steps and min(steps).step > 0 and len(steps) < deepest_stack(store.layout.schema) - 1:
+        raise EpisodeError(
+            f"the frames that the next step of episode {name!r} reaches back to were evicted",
+            remedy="Open another attempt: writer.episode(id=)",
+        )
+
+
+def _rows(records: NDArray[np.void]) -> list[_Row]:
+    columns = (records[name].tolist() for name in ("step", "flags", "writer", "seq"))
+    return [_Row(step, flags, StepId(writer, seq)) for step, flags, writer, seq in zip(*columns, strict=True)]
+
+
+def _newest_planes(store: HotStore, layout: Layout, steps: list[_Row]) -> dict[str, list[NDArray[Any]]]:
     out: dict[str, list[NDArray[Any]]] = {}
     for leaf in layout.wide:
         field = leaf.field
         if not isinstance(field, Frames) or field.stack == 1:
             continue
         planes = []
-        for r in steps[-(field.stack - 1) :]:
-            at = int(r.block.records[column(leaf.path)][r.row])
+        for writer, seq in (r.id for r in steps[-(field.stack - 1) :]):
+            block, row, _ = store.pieces((Extent(writer, seq, seq + 1),), layout)[0]
+            at = int(block.records[column(leaf.path)][row])
             blank = np.zeros(field.shape, field.dtype)
-            planes.append(blank if at < 0 else np.array(r.block.planes[leaf.path][at]))
+            planes.append(blank if at < 0 else np.array(block.planes[leaf.path][at]))
         out[leaf.path] = planes
     return out

@@ -21,7 +21,7 @@ class Seal:
         segments: files of the log; later ones are beyond the end.
         clean: whether its writer closed it.
         lost: rows `[start, stop)` that had been published, or counted as durable, and were not whole.
-        lost_facts: facts likewise; `lost_segments` files that could not be read.
+        lost_facts: facts likewise; `lost_segments` files that are missing or could not be read.
         tails: tails files, and `lost_tails` their slots that were damaged: observations that waited there are lost.
     """
 

@@ -45,8 +45,9 @@ FACT = np.dtype(
     ]
 )
 """A fact's record; its values are JSON in the heap. step_seq is -1 for facts about the episode."""
-VALUES, RESUMPTION = 0, 1
-"""Kinds of fact: values of an episode or a step; an episode goes on in this log, after rows of others."""
+VALUES, RESUMPTION, CLOSED = 0, 1, 2
+"""Kinds of fact: values of an episode or a step; an episode goes on in this log, after rows of others; an episode gets
+no more rows in this log, unless it is resumed there."""
 ROWS_MASK = (1 << 32) - 1
 CONTROL = ("published", "rolled", "sealed", "first_row")
 """The first words of the control page: the publish word, the mark that the writer went on to the next segment, the mark
@@ -74,12 +75,10 @@ class Shape:
         heap_bytes: int = 0,
     ) -> Shape:
         """About `target_bytes`, but never less than what must fit: rows, planes, facts, heap bytes."""
-        wide = sum(layout.plane_bytes.values())
         heap_share = 4 if layout.heap else 1
-        per_row = layout.itemsize + wide
-        n = max(64, rows, int(target_bytes * (1 - 0.125 * heap_share)) // per_row)
+        n = max(64, rows, int(target_bytes * (1 - 0.125 * heap_share)) // layout.row_bytes)
         heap = max(1 << 14, 2 * heap_bytes, int(target_bytes * 0.1 * heap_share))
-        return cls(n, max(64, facts, n // 64), max(n, planes) if wide else 0, heap)
+        return cls(n, max(64, facts, n // 64), max(n, planes) if layout.wide else 0, heap)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Blank:
     @classmethod
     def create(cls, path: Path, size: int) -> Blank:
         """Raises OSError, and leaves nothing behind then."""
+        path.unlink(missing_ok=True)  # left behind by one that was interrupted
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             os.posix_fallocate(fd, 0, size)

@@ -17,6 +17,7 @@ from recollect.errors import NotFound
 from recollect.hot import catalog, evicted
 from recollect.hot.catalog import Catalog
 from recollect.hot.evicted import Evicted, read_evicted, signature
+from recollect.hot.files import writers_folders
 from recollect.hot.layouts import Layouts
 from recollect.hot.log import WriterLog
 from recollect.hot.targets import read_home
@@ -24,7 +25,7 @@ from recollect.records.block import Block, join_rows
 from recollect.records.build import Changed, build_view, unchanged
 from recollect.records.layout import Layout
 from recollect.records.overlay import overlay
-from recollect.view import Cut, Extent, Fact, FactIndex, Ids, View
+from recollect.view import Cut, EpisodeKey, Extent, Fact, FactIndex, Ids, View
 
 SETTLED_NS = 1_000_000_000
 """How old a folder's time of change must be before it is believed: file systems count in ticks of some milliseconds."""
@@ -79,6 +80,7 @@ class HotStore:
         self._holds = False
         """Whether something evicted is kept readable for those who have the store pinned."""
         self._unlinked: list[weakref.ref[mmap.mmap]] = []
+        self._ended: dict[int, tuple[int, int]] = {}
 
     @property
     def layout(self) -> Layout:
@@ -111,9 +113,9 @@ class HotStore:
             return
         now_ns = time.time_ns()
         unborn = False
-        for path in self.folder.iterdir():
-            writer = -1 if path.name.startswith(".") else int(path.name, 16)
-            if writer < 0 or writer in self.logs or writer in self.evicted.leaving:
+        for path in writers_folders(self.folder):
+            writer = int(path.name, 16)
+            if writer in self.logs or writer in self.evicted.leaving:
                 continue
             if (path / "00000000.seg").exists() or (path / "first.json").exists():
                 log = self.logs[writer] = WriterLog(path, self.layouts)
@@ -140,9 +142,9 @@ class HotStore:
         self.refresh()
         logs = [self.logs[w] for w in sorted(self.logs) if not self.logs[w].gone]
         stops = self.with_predecessors({log.writer: log.rows for log in logs})
-        starts = {log.writer: log.first.row for log in logs}
+        starts = {w: self.logs[w].first.row for w in stops}
         cut = Cut(
-            tuple(Extent(w, starts[w], stop) for w, stop in stops.items() if stop > starts[w]),
+            tuple(Extent(w, starts[w], stop) for w, stop in sorted(stops.items()) if stop > starts[w]),
             tuple((log.writer, log.facts) for log in logs if log.facts),
         )
         return cut, starts
@@ -156,9 +158,10 @@ class HotStore:
         again = True
         while again:
             again = False
-            for writer, stop in stops.items():
-                log = self.logs.get(writer)
-                for resumption in () if log is None else list(log.resumed.values()):
+            for writer in list(stops):
+                log, stop = self.logs.get(writer), stops[writer]
+                found = [] if log is None else [r for turns in list(log.resumed.values()) for r in turns]
+                for resumption in found:
                     for other, rows in resumption.after if resumption.row < stop else ():
                         if stops.get(other, 0) >= rows or self._is_gone(other):
                             continue
@@ -185,6 +188,15 @@ class HotStore:
             raise NotFound(f"no writer {writer} in workspace {self.name!r}{known}", remedy=self.elsewhere())
         return self.logs[writer]
 
+    def last_time(self, extent: Extent) -> int:
+        """When the last row of an extent was written, nanoseconds since 1970."""
+        stop, time_ns = self._ended.get(extent.writer, (-1, 0))
+        if stop != extent.stop:
+            ((block, row, _),) = self.log(extent.writer).pieces(extent.stop - 1, extent.stop)
+            time_ns = int(block.records["time"][row])
+            self._ended[extent.writer] = (extent.stop, time_ns)
+        return time_ns
+
     def close(self) -> None:
         """Gives up the index's file; it is opened again when it is next asked."""
         self.catalog.file.close()
@@ -193,6 +205,10 @@ class HotStore:
         """Whether all these writers are gone for good."""
         logs = self.logs
         return all(logs[w].sealed if w in logs else self._is_gone(w) for w in writers)
+
+    def growing_elsewhere(self) -> set[EpisodeKey]:
+        """Episodes that were resumed in logs which may still grow."""
+        return {key for log in list(self.logs.values()) if not log.sealed for key in list(log.resumed)}
 
     # -- eviction ------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from recollect.errors import CorruptionError, RecollectError, StoreError
 from recollect.hot.evicted import NAME as EVICTED
 from recollect.hot.evicted import read_evicted
-from recollect.hot.files import is_locked
+from recollect.hot.files import WRITER, is_locked, writers_folders
 from recollect.hot.first import NAME as FIRST
 from recollect.hot.first import First, read_first
 from recollect.hot.growing import ROWS_PER_APPEND
@@ -35,8 +34,8 @@ CHUNK_ROWS = 1 << 16
 LEFT_OVER_S = 60.0
 """Age at which a file that should have got its name is taken for a leftover."""
 _RESTORE = "Restore the workspace from a backup, or read what was promoted from its buffer"
+_GONE = "Restore the workspace from a backup if they are needed; what is there can be used"
 _OPEN = "Open the workspace: recovery goes by the rows that are whole"
-_WRITER = re.compile(r"[0-9a-f]{16}\Z")
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class Findings:
     Attributes:
         writers: logs; `live` of them may still grow, `unsealed` have lost their writer and wait for the next open.
         segments, rows, facts: what of them was checked.
+        readable: whether the logs are whole as far as they go, so that something can be made from them.
     """
 
     writers: int = 0
@@ -74,14 +74,14 @@ class Findings:
     segments: int = 0
     rows: int = 0
     facts: int = 0
+    readable: bool = True
     problems: list[Problem] = field(default_factory=list)
 
-    @property
-    def readable(self) -> bool:
-        """Whether the logs are whole, so that something can be made from them."""
-        return all(p.level == "harmless" for p in self.problems)
-
-    def add(self, level: Level, where: str, what: str, remedy: str, rows: Sequence[Extent] = ()) -> None:
+    def add(
+        self, level: Level, where: str, what: str, remedy: str, rows: Sequence[Extent] = (), *, cut_off: bool = False
+    ) -> None:
+        """Notes a problem; `cut_off` says that it lies beyond where the log now ends."""
+        self.readable = self.readable and (cut_off or level == "harmless")
         self.problems.append(Problem(level, where, what, remedy, merged(rows)))
 
 
@@ -97,12 +97,12 @@ def verify_logs(path: Path, layouts: Layouts | None, progress: Progress | None =
     _notes(path, found)
     folder = path / "log"
     leaving = _leaving(folder, found)
-    logs = [p for p in sorted(folder.iterdir()) if p.is_dir() and p.name[:1] != "."] if folder.is_dir() else []
+    for item in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if item.name[:1] != "." and not WRITER.match(item.name):
+            found.add("harmless", f"log/{item.name}", "it is no writer's log", "Nothing: nobody looks at it")
     checks = []
-    for log in logs:
-        if _WRITER.match(log.name) is None:
-            found.add("repairable", f"log/{log.name}", "a folder that is no writer's log", "Remove it by hand")
-        elif layouts is not None and int(log.name, 16) not in leaving:
+    for log in writers_folders(folder):
+        if layouts is not None and int(log.name, 16) not in leaving:
             checks.append(_LogCheck(log, layouts, found))
     total = sum(check.published for check in checks)
     for check in checks:
@@ -160,9 +160,11 @@ class _LogCheck:
         self._read_seal()
         self.segments: list[_Part] = []
         first = self._read_first()
+        self.beyond: list[Path] = []
         for file in sorted(folder.glob("*.seg")):
-            beyond = self.seal is not None and file.name >= f"{self.seal.segments:08d}"
-            if file.name >= f"{first.segment:08d}" and not beyond:
+            if self.seal is not None and file.name >= f"{self.seal.segments:08d}":
+                self.beyond.append(file)
+            elif file.name >= f"{first.segment:08d}":
                 self._open(file)
         self.first = self._read_first()  # an eviction may have moved it before all was open
         kept = self.first.segment if folder.is_dir() else 1 << 62
@@ -171,12 +173,16 @@ class _LogCheck:
 
     def run(self, progress: Callable[[int], None]) -> None:
         found = self.found
-        if self._is_evicted() and not self.segments and not self.first.facts:
+        if not self.segments and not self.first.facts and (self._is_evicted() or self._is_nothing()):
             return
         found.facts += len(self.first.facts)
         found.writers += 1
         found.live += self.live
         found.unsealed += not self.live and self.seal is None and bool(self.segments)
+        headless = not self.segments and self.seal is None and not self.live and not self.first.segment
+        if headless and next(self.folder.glob("*.tails"), None) is not None:
+            what = "every segment is missing or unreadable, though observations wait"
+            found.add("lost", self._name(self.folder / "00000000.seg"), what, _RESTORE)
         self._continuity()
         for part in self.segments:
             found.segments += 1
@@ -184,18 +190,32 @@ class _LogCheck:
             self._rows(part, progress)
             self._facts(part)
         self._tails()
-        if self.seal is not None and _has_losses(self.seal):
-            what = f"recovery cut off {self.seal.lost_facts:,} facts and {self.seal.lost_tails:,} waiting observations"
-            if self.seal.lost_segments:
-                what += f", {self.seal.lost_segments} segments that could not be read"
-            gap = () if self.seal.lost is None else (Extent(self.writer, *self.seal.lost),)
-            if gap:
-                what += f", and {gap[0].stop - gap[0].start:,} rows"
-            self.found.add("harmless", self._name(self.folder / SEAL), what, "Nothing: they were damaged then", gap)
+        if self.seal is not None:
+            self._cut_off(self.seal)
         if self.seal is not None:  # an open removes what others left
             for item in self.folder.glob(".*"):
                 if item.name.endswith(".new") or _is_old(item):
                     found.add("harmless", self._name(item), "a file that never got its name", "Remove it by hand")
+
+    def _cut_off(self, seal: Seal) -> None:
+        """Tells what recovery could not keep, and what it left beyond the end."""
+        name, parts = self._name(self.folder / SEAL), []
+        gap: tuple[Extent, ...] = ()
+        if seal.lost is not None:
+            gap = (Extent(self.writer, *seal.lost),)
+            parts.append(f"{seal.lost[1] - seal.lost[0]:,} rows")
+        if seal.lost_facts:
+            parts.append(f"{seal.lost_facts:,} facts from {self.writer}:{seal.facts} on")
+        if seal.lost_segments:
+            parts.append(f"{seal.lost_segments:,} segments that were missing or could not be read")
+        if parts:
+            self.found.add("lost", name, f"recovery cut it off: {', '.join(parts)}", _GONE, gap, cut_off=True)
+        if seal.lost_tails:  # most follow no step: a writer died while it wrote one
+            what = f"{seal.lost_tails:,} waiting observations were damaged when its writer had died"
+            self.found.add("harmless", name, what, "Nothing: a step that lacks its own is reported")
+        for file in self.beyond:
+            what = f"it lies beyond the log's end: its seal counts {seal.segments:,} segments"
+            self.found.add("lost", self._name(file), what, _GONE, cut_off=True)
 
     def _name(self, path: Path) -> str:
         return f"log/{self.folder.name}/{path.name}"
@@ -220,7 +240,11 @@ class _LogCheck:
         """Whether the log went whole since, its tails included."""
         if not self.folder.is_dir():
             return True
-        return self.seal is not None and self._read_first().segment >= self.seal.segments
+        return self.seal is not None and self._read_first().segment >= max(1, self.seal.segments)
+
+    def _is_nothing(self) -> bool:
+        """Whether the writer died before it had a log."""
+        return self.seal is not None and not self.beyond and self.seal == Seal(0, 0, 0, self.seal.clean)
 
     def _open(self, file: Path) -> None:
         try:
@@ -291,6 +315,10 @@ class _LogCheck:
         if end > one:
             gap = (Extent(self.writer, part.first + part.rows, part.first + end),)
             self.found.add("repairable", part.name, "the counter is behind the rows that are there", _OPEN, gap)
+        fact_end = segment.checked.whole_facts(part.facts, shape.facts) if last else 0
+        if fact_end > part.facts + 1:  # each is counted before the next is written
+            what = f"the counter is behind the facts that are there: {part.facts:,} of {fact_end:,}"
+            self.found.add("repairable", part.name, what, _OPEN)
 
     def _rows(self, part: _Part, progress: Callable[[int], None]) -> None:
         bad: list[Extent] = []
@@ -387,10 +415,6 @@ class _Part:
         self.facts = min(max(0, fact - header.first_fact), header.shape.facts)
         if self.rows > counted:
             self.rows = _whole_rows(self.segment, counted, self.rows)
-
-
-def _has_losses(seal: Seal) -> bool:
-    return bool(seal.lost or seal.lost_facts or seal.lost_segments or seal.lost_tails)
 
 
 def _is_live(folder: Path) -> bool:

@@ -18,8 +18,8 @@ from recollect.hot.fields import FieldWriters, OpenEpisode
 from recollect.hot.files import locked
 from recollect.hot.growing import Durability, GrowingLog
 from recollect.hot.lanes import Lanes
-from recollect.hot.resume import ResumePoint
-from recollect.hot.segment import RESUMPTION
+from recollect.hot.resume import INTERRUPTED, ResumePoint
+from recollect.hot.segment import CLOSED, RESUMPTION
 from recollect.masking import Masker, keep
 from recollect.records.layout import Layout
 from recollect.view import EpisodeKey, StepId
@@ -46,12 +46,13 @@ class Writer:
         durability: Durability = "interval",
         mask: Masker = keep,
         on_roll: Callable[[], None] | None = None,
+        largest: int | None = None,
         find: Callable[[str | EpisodeKey | StepId, Layout], ResumePoint] | None = None,
     ) -> None:
         self.layout, self.agent, self.durability = layout, agent, durability
         self._mask, self._find, self._folder = mask, find, folder
         self._log = GrowingLog(folder, layout, agent, durability)
-        self._log.behind.on_roll = on_roll
+        self._log.behind.on_roll, self._log.behind.largest = on_roll, largest
         self.id = self._log.id
         fields = FieldWriters(layout, mask)
         self._single = StepAppender(self._log, fields)
@@ -99,14 +100,17 @@ class Writer:
                 self._log.check()
                 opened = self._open[point.key] = OpenEpisode(point.key)
                 opened.id, opened.step, opened.history = point.id, point.step, point.history
+                opened.judged = point.status not in (None, INTERRUPTED)
                 resumption = {
-                    "values": {"status": None},
+                    "values": {"status": None} if point.status == INTERRUPTED else {},
                     "row": self._log.first_row + self._log.rows,
                     "after": point.after,
+                    "turn": point.turn,
                 }
                 self._log.append_fact(point.key, None, resumption, kind=RESUMPTION)
                 if point.waiting is not None:
                     self._single.put_observation(opened, point.waiting.records[:1], point.waiting.planes)
+            self._log.sync()  # a power cut that kept resumed rows without it would leave them to nobody
         return Episode(self, opened)
 
     def open_episode(self, id: str | None, attempt: int | None, facts: Mapping[str, Any]) -> OpenEpisode:
@@ -144,12 +148,14 @@ class Writer:
     def close_episode(self, episode: OpenEpisode) -> None:
         """Ends an episode that may still grow; one that neither ended nor was judged was interrupted."""
         with self._log.lock:
-            self._open.pop(episode.key, None)
+            if self._open.get(episode.key) is episode:  # otherwise it was resumed here since
+                del self._open[episode.key]
             if episode.ended or self._log.unusable is not None:
                 return
             self._single.close_episode(episode)
-            if episode.step and not episode.judged:
-                self._log.append_fact(episode.key, None, {"status": "interrupted"})
+            if episode.step or episode.judged or episode.id is not None:
+                values = {"status": INTERRUPTED} if episode.step and not episode.judged else {}
+                self._log.append_fact(episode.key, None, values, kind=CLOSED)
 
     def annotate(self, episode: EpisodeKey, step: StepId | None, values: Mapping[str, Any]) -> StepId:
         """Writes checked facts about an episode or a step; returns the fact's own id."""
@@ -214,16 +220,25 @@ class Writer:
         return self._log.is_open
 
     def close(self) -> None:
-        """Marks open episodes interrupted, makes everything durable, seals the log. Closing twice is fine."""
+        """Marks open episodes interrupted, makes everything durable, seals the log. Closing twice is fine.
+
+        Raises:
+            DiskFull, StoreError: an episode's end found no room, or the disk refused. The writer is closed all the
+                same, and what could be synced is; recovery seals its log when the workspace is next opened.
+        """
         if self._flusher is not None:
             self._flusher.stop()
         with self._log.lock:
             if not self._log.is_open:
                 return
-            _live.discard(self)
-            for episode in list(self._open.values()):
-                self.close_episode(episode)
-            self._log.close()
+            ended = False
+            try:
+                for episode in list(self._open.values()):
+                    self.close_episode(episode)
+                ended = True
+            finally:
+                self._log.close(whole=ended)
+                _live.discard(self)
 
     def __enter__(self) -> Writer:
         return self

@@ -8,7 +8,7 @@ from pathlib import Path
 from recollect.cold.dataset import Datasets
 from recollect.cold.location import Location
 from recollect.errors import RecollectError
-from recollect.hot.files import locked
+from recollect.hot.files import locked, writers_folders
 from recollect.hot.targets import Cursor, fix_home, read_cursor, read_home, write_cursor
 from recollect.promote.plan import watermark
 from recollect.promote.snapshot import PROMOTER_WAIT_S
@@ -39,7 +39,7 @@ def _move(root: Path, workspace: str, location: Location) -> str:
     mine = {int(w) for p in chain if p.workspace == workspace for w, _, _ in (*p.record["extents"], *p.record["facts"])}
     if not mine:
         return ""
-    here = {int(f.name, 16) for f in (root / "log").iterdir() if not f.name.startswith(".")}
+    here = {int(f.name, 16) for f in writers_folders(root / "log")}
     marks = {w: (m.rows, m.facts) for w, m in watermark(chain).items() if w in here}
     fix_home(root, location.uri)
     problem = ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import starmap
 
@@ -30,30 +31,42 @@ def recent(store: HotStore, k: int) -> Hits:
 
 def _recent(store: HotStore, k: int) -> Hits:
     cut = store.cut()
-    ends: list[tuple[int, int, int]] = []
-    lowest: dict[int, int] = {}
-    for extent in cut.extents:
-        need, stop = k, extent.stop
-        while need and stop > extent.start:
-            start = max(extent.start, stop - max(64, 2 * need))
-            at = stop
-            for block, low, high in reversed(store.log(extent.writer).pieces(start, stop)):
-                records = block.records[low:high]
-                at -= high - low
-                steps = np.flatnonzero((records["flags"] & FINAL) == 0)[::-1][:need]
-                ends += [(int(records["time"][i]), extent.writer, at + int(i)) for i in steps]
-                need -= len(steps)
-                if len(steps):
-                    lowest[extent.writer] = at + int(steps[-1])
-                if not need:
-                    break
-            stop = start
-    newest = sorted(ends, reverse=True)[:k]
+    newest: list[tuple[int, int, int]] = []
+    # A log is in the order of time. So no log is looked at that ended before the k newest steps of those before it.
+    for ended, extent in sorted(((store.last_time(e), e) for e in cut.extents), reverse=True):
+        if len(newest) == k and newest[0][0] > ended:
+            break
+        for step in _newest_steps(store, extent, k):
+            if len(newest) < k:
+                heapq.heappush(newest, step)
+            elif heapq.heappushpop(newest, step) == step:
+                break
     if not newest:
         return Hits(())
-    stops = {e.writer: e.stop for e in cut.extents}
-    wanted = Cut(tuple(Extent(w, low, stops[w]) for w, low in sorted(lowest.items())), cut.facts)
-    return Hits(tuple(steps_of(store, with_predecessors(store, wanted), [StepId(w, seq) for _, w, seq in newest])))
+    reach: dict[int, tuple[int, int]] = {}
+    for _, writer, seq in newest:
+        low, stop = reach.get(writer, (seq, seq + 1))
+        reach[writer] = min(low, seq), max(stop, seq + 1)
+    wanted = Cut(tuple(Extent(w, *reach[w]) for w in sorted(reach)), cut.facts)
+    ids = [StepId(writer, seq) for _, writer, seq in sorted(newest, reverse=True)]
+    return Hits(tuple(steps_of(store, with_predecessors(store, wanted), ids)))
+
+
+def _newest_steps(store: HotStore, extent: Extent, k: int) -> Iterator[tuple[int, int, int]]:
+    """The newest `k` steps of one log as (time, writer, seq), newest first."""
+    need, stop = k, extent.stop
+    while need and stop > extent.start:
+        start = max(extent.start, stop - max(64, 2 * need))
+        at = stop
+        for block, low, high in reversed(store.log(extent.writer).pieces(start, stop)):
+            records = block.records[low:high]
+            at -= high - low
+            for i in np.flatnonzero((records["flags"] & FINAL) == 0)[::-1][:need].tolist():
+                need -= 1
+                yield int(records["time"][i]), extent.writer, at + i
+            if not need:
+                break
+        stop = start
 
 
 def steps_of(store: HotStore, cut: Cut, ids: Sequence[StepId]) -> list[Step]:
@@ -90,8 +103,9 @@ def _episode(store: HotStore, name: str | EpisodeKey | StepId) -> EpisodeRecord:
     own = Cut(extents, cut.facts)
     tails = partial(store.tails, layout=layout)
     view = build_view(layout, own, pieces, tails, lambda: facts, _changed(facts), store.name)
-    writers = {key.writer, *(e.writer for e in extents), *(f.writer for f in facts.history.get(key, ()))}
-    return EpisodeRecord(view, key, view.episodes.rows_of(key), over=store.are_sealed(writers))
+    writers = {key.writer, *(e.writer for e in extents)}
+    over = store.are_sealed(writers) and key not in store.growing_elsewhere()
+    return EpisodeRecord(view, key, view.episodes.rows_of(key), over=over)
 
 
 def resolve(store: HotStore, cut: Cut, name: str | EpisodeKey | StepId) -> EpisodeKey:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import starmap
@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recollect.errors import NotFound
+from recollect.hot.resume import INTERRUPTED
 from recollect.records.rows import PackedRows
 from recollect.schema import Frames, Json, Leaf, Ragged, Tensor
 from recollect.schema.fields import is_heap
 from recollect.view import EpisodeKey, Fact, FactIndex, Slots, StepId, View
 
 _NAMES = ("writer", "seq", "episode_writer", "episode", "step", "time", "terminated", "truncated")
-INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -249,11 +249,12 @@ def steps_at(view: View, slots: Slots, facts: FactIndex) -> list[Step]:
     return out
 
 
-def interrupted(view: View, gone: Set[int]) -> int:
+def interrupted(view: View, is_over: Callable[[int], bool], going: Set[EpisodeKey]) -> int:
     """Episodes that were interrupted: by their status, or as `EpisodeRecord.derived` says.
 
     Args:
-        gone: writers that will write no more.
+        is_over: whether a writer will write no more.
+        going: episodes that were resumed by writers that may still write.
     """
     e, statuses = view.episodes, {key: facts.get("status") for key, facts in view.facts.episodes.items()}
     told: int = sum(status == INTERRUPTED for status in statuses.values())
@@ -261,10 +262,11 @@ def interrupted(view: View, gone: Set[int]) -> int:
     got = _packed(view).gather(steps, ("terminated", "truncated", "writer"))
     unended = np.bincount(e.group[steps], minlength=len(e.keys)) > 0
     unended[e.group[steps[got["terminated"] | got["truncated"]]]] = False
-    alive = ~np.isin(got["writer"], np.array(sorted(gone), np.int64))
+    writers = np.unique(got["writer"])
+    alive = np.isin(got["writer"], [w for w in writers.tolist() if not is_over(w)])
     unended[e.group[steps[alive]]] = False
     keys = starmap(EpisodeKey, e.keys[unended].tolist())
-    return told + sum(key.writer in gone and statuses.get(key) is None for key in keys)
+    return told + sum(statuses.get(key) is None and key not in going and is_over(key.writer) for key in keys)
 
 
 def nan_rewards(view: View) -> int:

@@ -100,7 +100,7 @@ def collect(store: HotStore, path: Path, retention: Callable[[], Retention]) -> 
             undrawable_open=view.anchors.undrawable_open,
             undrawable_beheaded=view.anchors.undrawable_beheaded,
             episodes=len(view.episodes.keys),
-            interrupted=interrupted(view, {log.writer for log in logs if log.sealed}),
+            interrupted=interrupted(view, lambda w: store.are_sealed((w,)), store.growing_elsewhere()),
             facts=sum(log.kept_facts for log in logs),
             nan_rewards=nan_rewards(view),
             disk_bytes=_disk_bytes(path),

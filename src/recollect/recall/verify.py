@@ -8,10 +8,13 @@ from pathlib import Path
 from recollect.errors import CorruptionError
 from recollect.hot import home
 from recollect.hot.catalog import Catalog
+from recollect.hot.compare import Difference
 from recollect.hot.layouts import Layouts
+from recollect.hot.sidecar import Damaged
 from recollect.hot.store import HotStore
 from recollect.hot.verify import Findings, Problem, Progress, verify_logs
 from recollect.recall.text import TextIndex
+from recollect.view import Cut
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,13 @@ def verify(path: Path, progress: Progress | None = None) -> Report:
     )
 
 
+def _compared(index: Catalog | TextIndex, cut: Cut) -> Difference | None:
+    try:
+        return index.compare(cut)
+    except (Damaged, CorruptionError) as e:  # it says more than the logs do, which are whole
+        return Difference(0, 0, str(e))
+
+
 def _indexes(path: Path, layouts: Layouts, found: Findings) -> tuple[str, ...]:
     """Holds the indexes against the logs, which have to be whole for that."""
     store = HotStore(path / "log", layouts, path.name)
@@ -92,7 +102,7 @@ def _indexes(path: Path, layouts: Layouts, found: Findings) -> tuple[str, ...]:
             raise CorruptionError("the logs are damaged")
         with store.pinned():
             cut = store.cut()
-            differences = [index.compare(cut) for index in present]
+            differences = [_compared(index, cut) for index in present]
     except CorruptionError:
         for index in present:
             what = "it was not held against the logs, which are damaged"

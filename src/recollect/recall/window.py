@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from recollect.hot.log import WriterLog
 from recollect.hot.store import HotStore
 from recollect.records.heads import deepest_stack
@@ -25,27 +27,30 @@ def with_predecessors(store: HotStore, cut: Cut) -> Cut:
 def _reach_back(store: HotStore, extent: Extent, depth: int, reach: dict[int, tuple[int, int]]) -> None:
     log = store.log(extent.writer)
     missing: dict[EpisodeKey, int] = {}
+    resumed: dict[EpisodeKey, tuple[set[int], set[int]]] = {}
     for block, start, stop in log.pieces(extent.start, extent.stop):
         rows = block.records[start:stop]
         columns = (rows["episode_writer"].tolist(), rows["episode"].tolist(), rows["step"].tolist())
-        for writer, counter, step in zip(*columns, strict=True):
-            missing.setdefault(EpisodeKey(writer, counter), min(depth, step))
-    missing = {key: count for key, count in missing.items() if count}
-    _scan_back(store, log, extent.start, missing, reach)
+        finals = ((rows["flags"] & FINAL) != 0).tolist()
+        for writer, counter, step, is_final in zip(*columns, finals, strict=True):
+            key = EpisodeKey(writer, counter)
+            if key in log.resumed:
+                here, wanted = resumed.setdefault(key, (set(), set()))
+                wanted.update(range(max(0, step - depth), step))
+                if not is_final:
+                    here.add(step)
+            else:
+                missing.setdefault(key, min(depth, step))
+    _scan_back(log, extent.start, {key: count for key, count in missing.items() if count}, reach)
+    for key, (here, wanted) in resumed.items():
+        if wanted - here:
+            _look_up(store, key, wanted - here, reach)
 
 
-def _scan_back(
-    store: HotStore, log: WriterLog, at: int, missing: dict[EpisodeKey, int], reach: dict[int, tuple[int, int]]
-) -> None:
-    """Lowers what is reached of a log until it holds so many rows of each episode below row `at`, then goes on where
-    resumed episodes come from."""
-    elsewhere: list[tuple[EpisodeKey, int]] = []
-    while missing:
-        here = [k for k in missing if k in log.resumed and at <= log.resumed[k].row]
-        elsewhere += [(k, missing.pop(k)) for k in here]
-        if not missing or at <= log.first.row:
-            break
-        low = max([log.first.row, at - CHUNK_ROWS, *(log.resumed[k].row for k in missing if k in log.resumed)])
+def _scan_back(log: WriterLog, at: int, missing: dict[EpisodeKey, int], reach: dict[int, tuple[int, int]]) -> None:
+    """Lowers what is reached of a log until it holds so many steps of each episode below row `at`."""
+    while missing and at > log.first.row:
+        low = max(log.first.row, at - CHUNK_ROWS)
         for block, start, stop in reversed(log.pieces(low, at)):
             rows = block.records[start:stop]
             keys = list(zip(rows["episode_writer"].tolist(), rows["episode"].tolist(), strict=True))
@@ -54,21 +59,22 @@ def _scan_back(
                 at -= 1
                 if is_step and key in missing:
                     missing[key] -= 1
-                    low_now, stop_now = reach.get(log.writer, (at, at + 1))
-                    reach[log.writer] = min(low_now, at), max(stop_now, at + 1)
+                    _extend(reach, log.writer, at)
                     if not missing[key]:
                         del missing[key]
                         if not missing:
-                            break
-            if not missing:
-                break
-    for key, count in elsewhere:
-        before = log.resumed[key]
-        others = [(store.log(w), upto) for w, upto in before.after if w != log.writer and w in store.logs]
-        others.sort(key=lambda o: -o[0].resumed[key].time_ns if key in o[0].resumed else 0)
-        for other, upto in others:
-            held = {key: count}
-            _scan_back(store, other, upto, held, reach)
-            count = held.get(key, 0)
-            if not count:
-                break
+                            return
+
+
+def _look_up(store: HotStore, key: EpisodeKey, wanted: set[int], reach: dict[int, tuple[int, int]]) -> None:
+    """Reaches those steps of a resumed episode, in whichever logs they lie; the catalog knows where."""
+    for block, start, stop in store.catalog.rows_of(key, store.cut()).pieces:
+        rows = block.records[start:stop]
+        hits = rows[((rows["flags"] & FINAL) == 0) & np.isin(rows["step"], list(wanted))]
+        for writer, seq in zip(hits["writer"].tolist(), hits["seq"].tolist(), strict=True):
+            _extend(reach, writer, seq)
+
+
+def _extend(reach: dict[int, tuple[int, int]], writer: int, row: int) -> None:
+    low, stop = reach.get(writer, (row, row + 1))
+    reach[writer] = min(low, row), max(stop, row + 1)

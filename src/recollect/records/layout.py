@@ -118,6 +118,11 @@ class Layout:
         """Wide leaf path → bytes of one plane."""
         return {leaf.path: plane_bytes(leaf.field) for leaf in self.wide}  # type: ignore[arg-type]
 
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of a record with one plane of each wide field; what lies in the heap comes on top."""
+        return self.itemsize + sum(self.plane_bytes.values())
+
 
 def set_frame(records: NDArray[np.void], count: int) -> None:
     """Notes in the first of `count` records that they share one checksum."""

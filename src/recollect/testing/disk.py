@@ -19,6 +19,7 @@ import os
 import pickle
 import random
 import stat
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,8 @@ class Device:
 
     def __init__(self, root: Path, descriptor: int) -> None:
         self.root, self._fd = os.path.realpath(root), descriptor
+        # A file in memory does not keep the writes of two threads apart; and no look may be noted after a later one.
+        self._lock = threading.RLock()
 
     def install(self) -> None:
         """Counts everything that is there as flushed, and takes over this process's flushes. There is no way back."""
@@ -88,12 +91,13 @@ class Device:
     def note_file(self, path: str | Path, flushed: bool) -> None:
         fd = os.open(path, os.O_RDONLY)
         try:
-            self._note(flushed, os.fstat(fd).st_ino, _read(fd))
+            with self._lock:
+                self._note(flushed, os.fstat(fd).st_ino, _read(fd))
         finally:
             os.close(fd)
 
     def _note_folder(self, path: str, flushed: bool) -> None:
-        with os.scandir(path) as entries:
+        with self._lock, os.scandir(path) as entries:
             self._note(flushed, Path(path).stat().st_ino, {e.name: e.inode() for e in entries})
 
     def _note(self, flushed: bool, inode: int, content: Any) -> None:
