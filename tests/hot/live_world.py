@@ -162,7 +162,7 @@ def everything(view: rc.View, *, first: int = 0, batches: bool = True) -> dict[s
     out["found"] = bits(rows.find(ids) - first)
     out["drawable"] = bits(anchors.select(np.arange(len(view))) - first)
     out["mask"] = bits(anchors.mask(np.arange(first - 3, stop + 3)))
-    out["counts"] = (len(view), anchors.undrawable_open, anchors.undrawable_truncated)
+    out["counts"] = (len(view), anchors.undrawable_open, anchors.undrawable_truncated, anchors.undrawable_beheaded)
     after = episodes.next_observation(slots)
     out["after"] = bits(np.where(after >= stop, n, np.where(after < 0, -1, after - first)))
     observed = [leaf.path for leaf in schema.observations if not is_heap(leaf.field)]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import recollect as rc
 from recollect.hot import growing
+from tests.support import python
 
 SCHEMA = rc.Schema(
     {"observation": rc.Tensor("float32", (2,)), "reward": rc.Tensor("float32"), "uid": rc.Tensor("int64")},
@@ -15,6 +19,17 @@ SCHEMA = rc.Schema(
 )
 RING = rc.Keep(rows=300, unpromoted="drop")
 SMALL = (1 << 14,)
+EVICTOR = """
+import sys
+import recollect as rc
+from recollect.hot import growing
+growing.SEGMENT_BYTES = (1 << 14,)
+ws = rc.open_workspace(sys.argv[1])
+print("ready", flush=True)
+for line in sys.stdin:
+    ws.set_keep(rc.Keep(rows=int(line), unpromoted="drop"))
+    print(ws.evict().rows, flush=True)
+"""
 
 
 @pytest.fixture
@@ -38,3 +53,36 @@ def retention(ws: rc.Workspace) -> Any:
     found = ws.stats().retention
     assert found is not None
     return found
+
+
+def child_of(code: str, *arguments: str) -> subprocess.Popen[str]:
+    """A process that runs `code` and has said that it is ready."""
+    child = python(code, *arguments)
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    assert line == "ready\n", child.communicate()[1]
+    return child
+
+
+def tell(child: subprocess.Popen[str], line: str) -> None:
+    assert child.stdin is not None
+    child.stdin.write(line + "\n")
+    child.stdin.flush()
+
+
+@contextlib.contextmanager
+def evictor(name: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that evicts from a workspace when `evicting` says so."""
+    child = child_of(EVICTOR, name)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def evicting(child: subprocess.Popen[str], rows: int) -> int:
+    """Has an evictor leave so many rows, about. Returns how many went."""
+    tell(child, str(rows))
+    assert child.stdout is not None
+    return int(child.stdout.readline())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -17,38 +16,21 @@ import recollect as rc
 from recollect import errors
 from recollect.hot.evicted import write_evicted
 from recollect.hot.first import write_first
-from tests.hot.retaining import RING, SCHEMA, files, retention, small_segments, write_episodes
+from tests.hot.retaining import (
+    EVICTOR,
+    RING,
+    SCHEMA,
+    child_of,
+    files,
+    retention,
+    small_segments,
+    tell,
+    write_episodes,
+)
 from tests.support import python, rows_of
 
 __all__ = ["small_segments"]
 pytestmark = pytest.mark.usefixtures("small_segments")
-
-
-EVICTOR = """
-import sys
-import recollect as rc
-from recollect.hot import growing
-growing.SEGMENT_BYTES = (1 << 14,)
-ws = rc.open_workspace(sys.argv[1])
-print("ready", flush=True)
-for line in sys.stdin:
-    ws.set_keep(rc.Keep(rows=int(line), unpromoted="drop"))
-    print(ws.evict().rows, flush=True)
-"""
-
-
-def _child(code: str, *arguments: str) -> subprocess.Popen[str]:
-    child = python(code, *arguments)
-    assert child.stdout is not None
-    line = child.stdout.readline()
-    assert line == "ready\n", child.communicate()[1]
-    return child
-
-
-def _tell(child: subprocess.Popen[str], line: str) -> None:
-    assert child.stdin is not None
-    child.stdin.write(line + "\n")
-    child.stdin.flush()
 
 
 def _whole(ws: rc.Workspace, values: dict[int, Any], rows: int) -> None:
@@ -123,8 +105,8 @@ def test_evictors_killed_at_random_moments_harm_nobody(kills: int) -> None:
             episodes += 31
             rows = 30 * episodes
             values |= rows_of(ws.view(), batch_size=256)
-            child = _child(EVICTOR, "w")
-            _tell(child, str(chance.choice([30, 300, 600])))
+            child = child_of(EVICTOR, "w")
+            tell(child, str(chance.choice([30, 300, 600])))
             time.sleep(chance.uniform(0.0, 0.02))
             child.send_signal(signal.SIGKILL)
             child.communicate()
@@ -158,8 +140,8 @@ def test_readers_and_several_evictors_at_once() -> None:
     with rc.create_workspace("w", SCHEMA, keep=rc.Keep(rows=400, unpromoted="drop")) as ws:
         writer = ws.writer()
         write_episodes(writer, 20)
-        readers = [_child(READER, "w") for _ in range(2)]
-        evictors = [_child(EVICTOR, "w") for _ in range(2)]
+        readers = [child_of(READER, "w") for _ in range(2)]
+        evictors = [child_of(EVICTOR, "w") for _ in range(2)]
         failures: list[BaseException] = []
 
         def look() -> None:
@@ -177,7 +159,7 @@ def test_readers_and_several_evictors_at_once() -> None:
             for k in range(40):
                 write_episodes(writer, 10, first=20 + 10 * k)
                 for child in evictors:
-                    _tell(child, "400")
+                    tell(child, "400")
                 with ws.writer() as short:
                     write_episodes(short, 1, first=10_000 + k)
         finally:

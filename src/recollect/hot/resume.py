@@ -18,6 +18,7 @@ from recollect.errors import EpisodeError
 from recollect.hot.files import is_locked, sync_file
 from recollect.hot.recover import recover
 from recollect.records.block import Block
+from recollect.records.heads import deepest_stack
 from recollect.records.layout import FINAL, HAS_NEXT, TERMINATED, TRUNCATED, Layout, column
 from recollect.schema import Frames
 from recollect.view import Cut, EpisodeKey, Extent, StepId, make_ids
@@ -69,7 +70,7 @@ def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoin
         layout: that of the writer which will go on with it.
 
     Raises:
-        EpisodeError: it has ended, or a live writer still has it open.
+        EpisodeError: it has ended, a live writer still has it open, or rows that it needs were evicted.
         SchemaMismatch: it has rows of a newer schema than the writer's.
     """
     cut, extents, rows = _settle(store, key)
@@ -143,6 +144,11 @@ def _require_unended(store: HotStore, key: EpisodeKey, cut: Cut, rows: list[_Row
         )
     if steps and max(steps).flags & (TERMINATED | TRUNCATED):
         raise EpisodeError(f"episode {name!r} has ended", remedy="Open another attempt: writer.episode(id=)")
+    if steps and min(steps).step > 0 and len(steps) < deepest_stack(store.layout.schema) - 1:
+        raise EpisodeError(
+            f"the frames that the next step of episode {name!r} reaches back to were evicted",
+            remedy="Open another attempt: writer.episode(id=)",
+        )
 
 
 def _rows(records: NDArray[np.void]) -> list[_Row]:

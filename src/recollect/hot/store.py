@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -213,19 +212,19 @@ class HotStore:
 
     # -- eviction ------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def pinned(self) -> Iterator[None]:
+    def pinned(self) -> Pin:
         """While it lasts, what a cut made within names can be read, whatever is evicted meanwhile."""
-        token = object()
+        return Pin(self)
+
+    def _pin(self, pin: object) -> None:
         with self._lock:
-            self._pins[token] = self._tick
-        try:
-            yield
-        finally:
-            with self._lock:
-                del self._pins[token]
-                if self._holds:
-                    self._release()
+            self._pins[pin] = self._tick
+
+    def _unpin(self, pin: object) -> None:
+        with self._lock:
+            self._pins.pop(pin, None)  # a forked child has begun anew
+            if self._holds:
+                self._release()
 
     def look_again(self) -> None:
         """Reads every log's beginning anew."""
@@ -239,7 +238,9 @@ class HotStore:
         return sum(len(m) for ref in self._unlinked if (m := ref()) is not None)
 
     def _notice(self) -> None:
-        """Looks whether anything was evicted: one `stat`, as long as nothing was."""
+        """Looks whether anything was evicted: one system call, as long as nothing was."""
+        if self._seen is None and not os.access(self._note, os.F_OK):  # a `stat` would raise, which takes longer
+            return
         seen = signature(self._note)
         if seen == self._seen:
             return
@@ -342,6 +343,21 @@ class HotStore:
                 self._changed(cut.facts),
                 self.name,
             )
+
+
+class Pin:
+    """What `HotStore.pinned` returns; a class of its own, because a refresh with nothing new takes one."""
+
+    __slots__ = ("_store",)
+
+    def __init__(self, store: HotStore) -> None:
+        self._store = store
+
+    def __enter__(self) -> None:
+        self._store._pin(self)
+
+    def __exit__(self, *error: object) -> None:
+        self._store._unpin(self)
 
 
 def _after_fork() -> None:
