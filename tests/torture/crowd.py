@@ -112,7 +112,7 @@ def many(folder: str, writers: int, readers: int, ops: int, seed: int) -> None:
                     require(count >= steps[number], f"writer {number} shrank from {steps[number]} to {count} steps")
                     steps[number] = count
                 views += 1
-        require(views > 2, f"a reader saw {views} views only")
+        require(views > 0, "a reader saw nothing")
 
     writing = [lambda k=k: team.write(path, k) for k in range(writers)]
     together([*writing, *([read] * readers)])
