@@ -103,7 +103,7 @@ def many(folder: str, writers: int, readers: int, ops: int, seed: int) -> None:
         views = 0
         with rc.open_workspace(path) as workspace:
             done = False
-            while not done:
+            while not done or views < 3:
                 before = team.entries()
                 done = all(len(e) == len(o) for e, o in zip(before, team.ops, strict=True))
                 view = workspace.view()
@@ -112,7 +112,6 @@ def many(folder: str, writers: int, readers: int, ops: int, seed: int) -> None:
                     require(count >= steps[number], f"writer {number} shrank from {steps[number]} to {count} steps")
                     steps[number] = count
                 views += 1
-        require(views > 0, "a reader saw nothing")
 
     writing = [lambda k=k: team.write(path, k) for k in range(writers)]
     together([*writing, *([read] * readers)])

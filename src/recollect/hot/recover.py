@@ -19,7 +19,7 @@ from recollect.hot.files import lock_when_free, locked, os_errors, sync_file, sy
 from recollect.hot.first import read_first
 from recollect.hot.layouts import Layouts
 from recollect.hot.seal import Seal, read_seal, seal
-from recollect.hot.segment import ROWS_MASK, Segment
+from recollect.hot.segment import OWNER, ROWS_MASK, Segment
 from recollect.hot.tails import damaged_slots
 from recollect.view import Extent
 
@@ -134,6 +134,8 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
             lost_segments += 1
             continue
         durable = segment.durable_word
+        if int(segment.control[OWNER]) != header.writer:
+            lost_segments += 1  # another page stands where its counters were
         for word in (segment.word, durable):
             if (word & ROWS_MASK) > shape.rows or (word >> 32) > shape.facts:
                 lost_segments += 1  # how much it held cannot be told

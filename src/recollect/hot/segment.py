@@ -49,6 +49,8 @@ VALUES, RESUMPTION, CLOSED = 0, 1, 2
 """Kinds of fact: values of an episode or a step; an episode goes on in this log, after rows of others; an episode gets
 no more rows in this log, unless it is resumed there."""
 ROWS_MASK = (1 << 32) - 1
+OWNER = 5
+"""The word of the control page that holds the writer: a page without it is not the one that was written there."""
 CONTROL = ("published", "rolled", "sealed", "first_row")
 """The first words of the control page: the publish word, the mark that the writer went on to the next segment, the mark
 that the log is being sealed, and the row that the segment begins with."""
@@ -159,6 +161,8 @@ class Segment:
                 blank.map[: regions["control"]] = header.pack(regions)
                 first_row = regions["control"] + 8 * CONTROL.index("first_row")
                 blank.map[first_row : first_row + 8] = header.first_row.to_bytes(8, "little")
+                owner = regions["control"] + 8 * OWNER
+                blank.map[owner : owner + 8] = header.writer.to_bytes(8, "little")
                 if flush:
                     os.fsync(blank.fd)
                 os.rename(blank.path, path)
