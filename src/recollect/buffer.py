@@ -11,10 +11,10 @@ from typing import Any
 
 from recollect.cache.blocks import BlockCache
 from recollect.cache.view import BufferReader
-from recollect.cold.dataset import Datasets, Promotion
+from recollect.cold.dataset import Datasets
+from recollect.cold.fold import Promotion
 from recollect.cold.location import Location
 from recollect.errors import NotFound
-from recollect.promote.plan import cut_of
 from recollect.records.layout import Layout
 from recollect.records.part import part_of
 from recollect.schema import Schema
@@ -67,7 +67,7 @@ class Buffer:
         for name, number in self._data.tags().items():
             tags.setdefault(number, []).append(name)
         out = []
-        for p in self._data.chain(self._data.promotion_id(self._data.steps)):
+        for p in self._data.history().log():
             number = p.base_version + 1
             out.append(
                 Version(
@@ -98,11 +98,11 @@ class Buffer:
         """
         self._data.refresh()
         steps = self._data.at_version(self._number(which))
-        chain = self._data.chain(self._data.promotion_id(steps))
+        history = self._data.history(steps)
         name = f"{self.uri}@{which if which is not None else steps.version}"
-        if not chain:
+        if history.head is None:
             raise NotFound(f"{name} is empty", remedy="Snapshot a workspace to it first")
-        view = self._reader.view(steps, chain, cut_of(chain), name)
+        view = self._reader.view(steps, history, history.cut, name)
         return view if cut is None else part_of(view, cut)
 
     def _number(self, which: str | int | datetime | None) -> int:
