@@ -20,10 +20,12 @@ from typing import Any
 
 import lance
 import pyarrow as pa
+from lance.file import LanceFileSession
 from lance.schema import LanceSchema
 
+from recollect.cold import torn
 from recollect.cold.commit import MAX_FILE_ROWS, append, commit, stage
-from recollect.cold.durable import manifest_path, sync_files, sync_tree
+from recollect.cold.durable import manifest_path, sync_files, sync_tree, version_number
 from recollect.cold.fold import Promotion
 from recollect.cold.history import FOLDER, History, Records
 from recollect.cold.location import Location, store_errors
@@ -32,6 +34,8 @@ from recollect.schema import Schema
 from recollect.schema.arrow import arrow_schema
 
 FORMAT = "1"
+PIN_PREFIX = "recollect.pin."
+"""Tags that begin so are pins (cold/pins.py), which no listing of tags shows."""
 PROMOTION_KEY = "recollect.promotion"
 SCHEMA_KEY = "recollect.schema"
 FORMAT_KEY = "recollect.format"
@@ -57,7 +61,7 @@ class Datasets:
 
     def __init__(self, location: Location, steps: Any, schema: Schema) -> None:
         self.location, self.steps, self.schema = location, steps, schema
-        self._records = Records(location)
+        self.records = Records(location)
 
     # -- opening -------------------------------------------------------------------------------------------
 
@@ -78,6 +82,7 @@ class Datasets:
                         f"no buffer at {location.uri!r}",
                         remedy="A snapshot creates it: recollect snapshot NAME --to URI",
                     ) from e
+                torn.refuse(location)
                 raise
         return cls(location, steps, _read_schema(steps, location))
 
@@ -109,7 +114,11 @@ class Datasets:
 
     def dataset(self, name: str) -> Any:
         with store_errors("opening buffer", self.location):
-            return lance.dataset(self.location.child(f"{name}.lance"), storage_options=self.location.options)
+            try:
+                return lance.dataset(self.location.child(f"{name}.lance"), storage_options=self.location.options)
+            except ValueError:
+                torn.refuse(self.location)
+                raise
 
     # -- versions ------------------------------------------------------------------------------------------
 
@@ -117,6 +126,8 @@ class Datasets:
         """Goes to the newest version."""
         with store_errors("reading buffer", self.location):
             self.steps.checkout_latest()
+            if PROMOTION_KEY.encode() not in (self.steps.schema.metadata or {}):
+                _read_schema(self.steps, self.location)  # says what it is instead
 
     def at_version(self, version: int) -> Any:
         """The steps dataset at a version. Raises NotFound."""
@@ -135,13 +146,19 @@ class Datasets:
         """The promotion that a version ends with; "" for an empty buffer."""
         return str((steps.schema.metadata or {}).get(PROMOTION_KEY.encode(), b"").decode())
 
+    def version_numbers(self) -> set[int]:
+        """The versions that are there: those that were cleaned up are not. One listing."""
+        with store_errors("reading buffer", self.location):
+            session = LanceFileSession(self.location.child("steps.lance"), storage_options=self.location.options)
+            return {v for path in session.list("_versions") if (v := version_number(Path(path).name)) is not None}
+
     def history(self, steps: Any = None) -> History:
         """What a version, by default the one that this handle is at, is made of.
 
         Raises:
             CorruptionError: a part of it is missing.
         """
-        return self._records.history(self.promotion_id(self.steps if steps is None else steps))
+        return self.records.history(self.promotion_id(self.steps if steps is None else steps))
 
     def version_of(self, promotion: Promotion) -> int:
         """The version that a promotion of the current history was committed as."""
@@ -156,7 +173,8 @@ class Datasets:
     def tags(self) -> dict[str, int]:
         """Tag → version."""
         with store_errors("reading tags of", self.location):
-            return {name: int(info["version"]) for name, info in self.steps.tags.list().items()}
+            found = self.steps.tags.list().items()
+        return {name: int(info["version"]) for name, info in found if not name.startswith(PIN_PREFIX)}
 
     def tagged(self, tag: str) -> int | None:
         """The version that a tag names, None where there is no such tag."""
@@ -200,7 +218,7 @@ class Datasets:
 
     def record(self, promotion: Promotion, parent: History) -> None:
         """Writes down what a promotion holds, before the commit that names it."""
-        self._records.write(promotion, parent)
+        self.records.write(promotion, parent)
 
     def commit_steps(self, steps: Any, fragments: list[Any], promotion: str) -> int:
         """Adds staged fragments and names the promotion, in one commit on exactly the version of `steps`.
@@ -223,7 +241,11 @@ class Datasets:
                 f"buffer {self.location.uri!r} numbers its fields in a way that this release cannot commit to",
                 remedy="Write to a new buffer",
             )
-        landed = commit(self.location, "steps", lance.LanceOperation.Merge(existing + fragments, form), steps.version)
+        merge = lance.LanceOperation.Merge(existing + fragments, form)
+        try:
+            landed = commit(self.location, "steps", merge, steps.version)
+        except NotFound as e:
+            raise ConflictError(f"version {steps.version} was cleaned up before the commit") from e
         if landed.version != steps.version + 1:
             raise ConflictError(f"the commit landed as version {landed.version}, not {steps.version + 1}")
         self.steps = landed
@@ -266,6 +288,7 @@ def _read_schema(steps: Any, location: Location) -> Schema:
     metadata = steps.schema.metadata or {}
     text = metadata.get(SCHEMA_KEY.encode())
     if text is None:
+        torn.refuse(location)
         raise CorruptionError(f"{location.uri!r} is a Lance dataset, but not a recollect buffer")
     if metadata.get(FORMAT_KEY.encode()) != FORMAT.encode():
         raise CorruptionError(

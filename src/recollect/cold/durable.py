@@ -17,6 +17,14 @@ def manifest_path(dataset: Path, version: int) -> Path:
     return plain if not named.exists() and plain.exists() else named
 
 
+def version_number(name: str) -> int | None:
+    """The version that a manifest's file name stands for, None for another file. 20 digits count down."""
+    digits, dot, rest = name.partition(".")
+    if not digits.isdecimal() or dot + rest != ".manifest":
+        return None
+    return LAST_VERSION - int(digits) if len(digits) == 20 else int(digits)
+
+
 def sync_files(paths: Iterable[Path]) -> None:
     """Flushes files and the folders that they lie in. One that is gone was cleaned up since."""
     folders = set()

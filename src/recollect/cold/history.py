@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from recollect.cold.commit import FILE_FORMAT
 from recollect.cold.durable import sync_files
 from recollect.cold.fold import FOLDED_KEYS, Fold, Promotion, cut_of, fold, stages_of, weight
 from recollect.cold.location import Location, store_errors
-from recollect.errors import CorruptionError, NotFound
+from recollect.errors import CorruptionError, NotFound, StoreError
 from recollect.view import Cut, Extent
 
 FOLDER = "history"
@@ -42,6 +43,8 @@ _RECORD = pa.schema(
         pa.field("promotion", pa.string(), metadata=_ZSTD),
         pa.field("open", pa.string(), metadata=_ZSTD),
         pa.field("fold", pa.string()),
+        pa.field("base_version", pa.int64()),
+        pa.field("written", pa.timestamp("ns", tz="UTC")),
     ]
 )
 _FOLD = pa.schema(
@@ -53,6 +56,8 @@ _FOLD = pa.schema(
         pa.field("stages", pa.list_(pa.string())),
         pa.field("summaries", pa.string(), metadata=_ZSTD),
         pa.field("links", pa.string(), metadata=_ZSTD),
+        pa.field("base_version", pa.int64()),
+        pa.field("written", pa.timestamp("ns", tz="UTC")),
     ]
 )
 
@@ -166,6 +171,20 @@ class Records:
         with ThreadPoolExecutor(_READERS) as pool:
             return list(pool.map(read, names))
 
+    def names(self) -> list[str]:
+        """Every file, of landed promotions or not: its name without folder and ending."""
+        with store_errors("reading buffer", self.location):
+            return [Path(path).stem for path in self._open().list(FOLDER) if path.endswith(".lance")]
+
+    def written_for(self, name: str) -> tuple[int, float]:
+        """Which version's successor a file was written for, and when, in seconds since 1970, by its writer's clock."""
+        table = self._table(name, ["base_version", "written"])
+        return table.column("base_version")[0].as_py(), table.column("written").cast(pa.int64())[0].as_py() / 1e9
+
+    def remove(self, name: str) -> None:
+        with store_errors("cleaning up", self.location):
+            self._open().delete_file(f"{FOLDER}/{name}.lance")
+
     def _keep(self, kind: str, name: str, read: Callable[[str], Any]) -> Any:
         with self._lock:
             value = self._kept.get((kind, name))
@@ -178,7 +197,7 @@ class Records:
         return value
 
     def _read_record(self, name: str) -> tuple[Promotion, list[Promotion], str]:
-        row = self._read(name, None)
+        row = self._read(name, ["promotion", "open", "fold"])
         opened = [Promotion.from_dict(d) for d in json.loads(row["open"])]
         return Promotion.from_dict(json.loads(row["promotion"])), opened, row["fold"]
 
@@ -195,18 +214,24 @@ class Records:
             tuple(row["stages"]),
         )
 
-    def _read(self, name: str, columns: list[str] | None) -> dict[str, Any]:
+    def _read(self, name: str, columns: list[str]) -> dict[str, Any]:
+        row: dict[str, Any] = self._table(name, columns).to_pylist()[0]
+        return row
+
+    def _table(self, name: str, columns: list[str]) -> Any:
         path = f"{FOLDER}/{name}.lance"
         try:
             with store_errors("reading buffer", self.location):
-                table = self._open().open_reader(path, columns).read_all().to_table()
-                row: dict[str, Any] = table.to_pylist()[0]
-        except NotFound as e:
+                return self._open().open_reader(path, columns).read_all().to_table()
+        except (NotFound, StoreError) as e:
+            with store_errors("reading buffer", self.location):
+                there = self._open().contains(path)
+            if there and not self.location.is_local:
+                raise
             raise CorruptionError(
-                f"buffer {self.location.uri!r} names {path}, which it does not hold",
+                f"buffer {self.location.uri!r} needs {path}, which {'cannot be read' if there else 'is not there'}",
                 remedy="Restore it from a backup, or go back to a version before it",
             ) from e
-        return row
 
     # -- writing -------------------------------------------------------------------------------------------
 
@@ -215,15 +240,15 @@ class Records:
         assert promotion.record.keys() <= FOLDED_KEYS, "a promotion's record holds what cannot be folded"
         opened, name = parent.links, parent.fold_name
         if len(opened) >= FOLD_LINKS or weight(opened) >= FOLD_WEIGHT:
-            opened, name = (), self._write_fold(parent)
+            opened, name = (), self._write_fold(parent, promotion.base_version)
         row = {
             "promotion": [json.dumps(promotion.to_dict())],
             "open": [json.dumps([p.slim().to_dict() for p in opened])],
             "fold": [name],
         }
-        self._write(promotion.id, pa.table(row, schema=_RECORD))
+        self._write(promotion.id, row, _RECORD, promotion.base_version)
 
-    def _write_fold(self, parent: History) -> str:
+    def _write_fold(self, parent: History, base_version: int) -> str:
         full = [*self.each(self.promotion, [p.id for p in parent.links[:-1]]), parent.links[-1]]
         made = fold(uuid.uuid4().hex, parent.fold, full)
         row = {
@@ -235,11 +260,13 @@ class Records:
             "summaries": [json.dumps([p.to_dict() for p in made.summaries])],
             "links": [json.dumps([p.to_dict() for p in full])],
         }
-        self._write(f"fold-{made.name}", pa.table(row, schema=_FOLD))
+        self._write(f"fold-{made.name}", row, _FOLD, base_version)
         return made.name
 
-    def _write(self, name: str, table: Any) -> None:
+    def _write(self, name: str, row: dict[str, Any], form: Any, base_version: int) -> None:
         path = f"{FOLDER}/{name}.lance"
+        now = pa.array([time.time_ns()], form.field("written").type)
+        table = pa.table({**row, "base_version": [base_version], "written": now}, schema=form)
         with store_errors("writing to", self.location):
             with self._open().open_writer(path, schema=table.schema, version=FILE_FORMAT) as writer:
                 writer.write_batch(table)

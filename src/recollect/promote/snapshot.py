@@ -14,7 +14,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,18 @@ import numpy as np
 import pyarrow as pa
 
 from recollect.cold.arrow import to_batches
+from recollect.cold.compact import full_rows
 from recollect.cold.dataset import FACTS, Datasets
 from recollect.cold.fold import Promotion
 from recollect.cold.history import History
 from recollect.cold.location import Location
-from recollect.errors import AlreadyExists, ArgumentError, ConflictError, NotFound, StoreError
+from recollect.errors import AlreadyExists, ConflictError, NotFound, StoreError
 from recollect.hot.files import locked
 from recollect.hot.store import HotStore
 from recollect.promote.plan import Mark, Plan, missing, plan, watermark
 from recollect.promote.statistics import Statistics
+from recollect.promote.tags import check_tag
+from recollect.promote.upkeep import row_bytes, tend
 from recollect.records.block import Block
 from recollect.records.build import build_view, unchanged
 from recollect.records.layout import Layout
@@ -39,7 +42,6 @@ from recollect.view import Cut, Fact, FactIndex
 
 ATTEMPTS = 50
 STAGE_LIFETIME_S = 24 * 3600
-FRAGMENT_BYTES = 256 << 20
 Progress = Callable[[int, int], None]
 
 
@@ -56,7 +58,7 @@ class Snapshot:
         gap_rows: rows that were evicted before this buffer got them, and that no earlier snapshot to it had named;
             `gap_facts` facts that this one would have promoted and that were evicted with their episodes.
         evicted_rows: rows that the workspace let go afterwards, since its home buffer holds them now.
-        note: why nothing could be let go, "" where it could.
+        note: why nothing could be let go, or the buffer not be compacted; "" where all went well.
         cut: what was promoted; what the workspace held where that was nothing new; None where it holds nothing.
         seconds: wall time.
         message: one line for people.
@@ -107,18 +109,11 @@ def snapshot(
     started = time.perf_counter()
     lock.parent.mkdir(parents=True, exist_ok=True)
     with locked(lock, PROMOTER_WAIT_S), store.pinned():
-        return _Promotion(store, workspace, location, tag, progress, started).run()
-
-
-def check_tag(tag: str | None) -> None:
-    """Raises ArgumentError for a name that a tag cannot have."""
-    if tag is None:
-        return
-    good = tag and all((c.isalnum() and c.isascii()) or c in "._-" for c in tag) and not tag.startswith((".", "-"))
-    if not good or tag.isdecimal() or tag.endswith(".lock"):
-        raise ArgumentError(
-            "a tag is made of letters, digits, dots, dashes and underscores, and is no number", value=tag
-        )
+        promotion = _Promotion(store, workspace, location, tag, progress, started)
+        done = promotion.run()
+    if not done.rows_added:
+        return done
+    return replace(done, note=tend(promotion.data, row_bytes(promotion.layout)))
 
 
 class _Promotion:
@@ -132,13 +127,13 @@ class _Promotion:
         started: float,
     ) -> None:
         self.store, self.workspace, self.location, self.tag = store, workspace, location, tag
+        self.data: Datasets
         self.layout: Layout  # the newest when the cut was taken: the schema may evolve meanwhile
         self.progress, self.started = progress, started
         self.created = False
         self.staged_at = 0.0
         self.attempts: dict[str, tuple[int, Plan]] = {}
-        """Promotion id → the version it was committed on and what it holds, for every commit tried: a refusal may be
-        the echo of our own success."""
+        """Promotion id → (base version, what it holds), of every commit tried: a refusal may echo our own success."""
         self.facts: dict[int, Callable[[], list[Fact]]] = {}
         self.firsts: dict[int, int] = {}
         self.gone_rows = self.gap_rows = self.gap_facts = 0
@@ -149,6 +144,7 @@ class _Promotion:
         data = self._open(create=bool(cut.extents or cut.facts))
         if data is None:
             return nothing_to_promote(self.location)
+        self.data = data
         staged: tuple[Plan, list[Any], str, list[str], Statistics] | None = None
         for attempt in range(ATTEMPTS):
             data.refresh()
@@ -189,8 +185,7 @@ class _Promotion:
     def _landed(self, history: History) -> Promotion | None:
         """The one of our attempts that the buffer holds, None for none."""
         for name, (base, _) in self.attempts.items():
-            found = history.find(name, base)
-            if found is not None:
+            if (found := history.find(name, base)) is not None:
                 return found
         return None
 
@@ -265,12 +260,8 @@ class _Promotion:
         fragments = []
         if todo.rows:
             form = arrow_schema(self.layout.schema)
-            row_bytes = self.layout.itemsize + sum(self.layout.plane_bytes.values())
-            fragments = data.stage_steps(
-                self._batches(pieces, form, statistics, todo.rows),
-                form,
-                max_rows=max(1024, FRAGMENT_BYTES // row_bytes),
-            )
+            rows = self._batches(pieces, form, statistics, todo.rows)
+            fragments = data.stage_steps(rows, form, max_rows=full_rows(row_bytes(self.layout)))
         if todo.facts:
             data.append("facts", self._facts_table(todo, stage, now))
             brought.append("facts")
