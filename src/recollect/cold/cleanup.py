@@ -23,9 +23,8 @@ import lance
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recollect.cold.commit import commit
+from recollect.cold.commit import commit, delete
 from recollect.cold.dataset import Datasets
-from recollect.cold.durable import sync_tree
 from recollect.cold.history import FOLDER
 from recollect.cold.leases import Leases
 from recollect.cold.location import store_errors
@@ -194,7 +193,5 @@ def _rows(data: Datasets, name: str, live: set[str], dry_run: bool) -> int:
     rows = int(pc.sum(pc.is_in(dead, pa.array(names, pa.string()))).as_py() or 0)
     for k in range(0, 0 if dry_run else len(names), _NAMES):
         quoted = ", ".join(f"'{n}'" for n in names[k : k + _NAMES])
-        dataset.delete(f"stage IN ({quoted})")
-    if rows and not dry_run and data.location.is_local:
-        sync_tree(Path(data.location.child(f"{name}.lance")))
+        delete(data.location, name, f"stage IN ({quoted})")
     return rows

@@ -11,8 +11,9 @@ import lance
 import pyarrow as pa
 from lance.fragment import write_fragments
 
-from recollect.cold.durable import sync_commit, sync_files
+from recollect.cold.durable import sync_commit, sync_files, sync_tree
 from recollect.cold.location import Location, store_errors
+from recollect.cold.torn import open_whole
 
 FILE_FORMAT = "2.2"
 MAX_FILE_ROWS = 1 << 20
@@ -64,6 +65,31 @@ def commit(location: Location, name: str, operation: Any, read_version: int, *, 
 def append(location: Location, name: str, table: Any) -> None:
     """Adds rows to a dataset. Appends never conflict with each other."""
     with store_errors("opening buffer", location):
-        read_version = lance.dataset(location.child(f"{name}.lance"), storage_options=location.options).version
+        read_version = open_whole(location, name).version
     fragments = stage(location, name, table.to_batches(), table.schema)
     commit(location, name, lance.LanceOperation.Append(fragments), read_version, max_retries=20)
+
+
+def delete(location: Location, name: str, predicate: str) -> None:
+    """Marks rows of a dataset as deleted. Its files are flushed before the commit that names them.
+
+    Raises:
+        ConflictError: what else was committed meanwhile concerns the same fragments.
+    """
+    with store_errors("opening buffer", location):
+        dataset = open_whole(location, name)
+    updated, gone = [], []
+    with store_errors("writing to", location):
+        for fragment in dataset.get_fragments():
+            before = fragment.metadata
+            left = fragment.delete(predicate)
+            if left is None:
+                gone.append(fragment.fragment_id)
+            elif left.num_rows != before.num_rows:
+                updated.append(left)
+        if location.is_local:
+            folder = Path(location.child(f"{name}.lance"))
+            sync_tree(folder / "_deletions")
+            sync_files([folder / "_deletions"])
+    if updated or gone:
+        commit(location, name, lance.LanceOperation.Delete(updated, gone, predicate), dataset.version)

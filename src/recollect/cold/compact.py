@@ -13,16 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import lance
 
 from recollect.cold.commit import commit, stage
 from recollect.cold.dataset import Datasets
-from recollect.cold.durable import sync_tree
 from recollect.cold.leases import Leases
-from recollect.cold.location import store_errors
+from recollect.cold.location import Location, store_errors
 from recollect.errors import ConflictError
 
 GROWTH = 4
@@ -34,6 +32,8 @@ LEASE_S = 900.0
 BATCH_BYTES = 16 << 20
 MAX_BYTES = 256 << 20
 MAX_ROWS = 1 << 20
+SMALL_ROW_BYTES = 512
+"""About what a fact takes."""
 
 
 @dataclass(frozen=True)
@@ -125,39 +125,62 @@ def _compact_steps(
     before = 0
     for _ in range(2):
         data.refresh()
-        base = data.steps
-        fragments = base.get_fragments()
-        before = len(fragments)
-        groups = plan([f.metadata.num_rows for f in fragments], full)
-        if not groups:
-            note = "nothing to merge"
-            return Compaction(None, before, before, 0, 0, time.perf_counter() - started, note)
-        rewritten, rows, size = [], 0, 0
-        total = sum(f.metadata.num_rows for low, high in groups for f in fragments[low:high])
-        for low, high in groups:
-            old = fragments[low:high]
-            made = _rewrite(data, base, old, row_bytes, full)
-            rewritten.append(lance.LanceOperation.RewriteGroup([f.metadata for f in old], made))
-            rows += sum(f.num_rows for f in made)
-            size += sum(f.file_size_bytes or 0 for m in made for f in m.files)
-            if progress is not None:
-                progress(rows, total)
+        before = len(data.steps.get_fragments())
+        made = _merge(data, "steps", data.steps, row_bytes, full, progress)
+        if made is None:
+            return Compaction(None, before, before, 0, 0, time.perf_counter() - started, "nothing to merge")
+        operation, rows, size = made
         try:
-            data.steps = commit(data.location, "steps", lance.LanceOperation.Rewrite(rewritten, []), base.version)
+            data.steps = commit(data.location, "steps", operation, data.steps.version)
         except ConflictError:
             continue
         after = len(data.steps.get_fragments())
         return Compaction(int(data.steps.version), before, after, rows, size, time.perf_counter() - started)
-    return Compaction(
-        None, before, before, 0, 0, time.perf_counter() - started, "snapshots came first; run it again for the rest"
-    )
+    note = "snapshots came first; run it again for the rest"
+    return Compaction(None, before, before, 0, 0, time.perf_counter() - started, note)
 
 
-def _rewrite(data: Datasets, base: Any, old: Sequence[Any], row_bytes: int, full: int) -> list[Any]:
+def _compact_small(data: Datasets, name: str) -> None:
+    """Facts and tails: appends go on beside it. Their old versions are nobody's."""
+    dataset = data.dataset(name)
+    if len(dataset.get_fragments()) >= AUTOMATIC:
+        made = _merge(data, name, dataset, SMALL_ROW_BYTES, full_rows(SMALL_ROW_BYTES), None)
+        if made is not None:
+            with contextlib.suppress(ConflictError):
+                commit(data.location, name, made[0], dataset.version, max_retries=5)
+    with store_errors("cleaning up", data.location):
+        dataset.cleanup_old_versions(older_than=SMALL_LIFETIME, error_if_tagged_old_versions=False)
+
+
+def _merge(
+    data: Datasets,
+    name: str,
+    base: Any,
+    row_bytes: int,
+    full: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Any, int, int] | None:
+    """Writes the merged fragments of a version; the operation that puts them in, rows, bytes. None for nothing."""
+    fragments = base.get_fragments()
+    groups = plan(_row_counts(base), full)
+    total = sum(f.metadata.num_rows for low, high in groups for f in fragments[low:high])
+    rewritten, rows, size = [], 0, 0
+    for low, high in groups:
+        old = fragments[low:high]
+        made = _rewrite(data.location, name, base, old, row_bytes, full)
+        rewritten.append(lance.LanceOperation.RewriteGroup([f.metadata for f in old], made))
+        rows += sum(f.num_rows for f in made)
+        size += sum(f.file_size_bytes or 0 for m in made for f in m.files)
+        if progress is not None:
+            progress(rows, total)
+    return (lance.LanceOperation.Rewrite(rewritten, []), rows, size) if groups else None
+
+
+def _rewrite(location: Location, name: str, base: Any, old: Sequence[Any], row_bytes: int, full: int) -> list[Any]:
     """New fragments with the rows of `old` in their order, numbered so that they stay in their place."""
     rows = sum(f.metadata.num_rows for f in old)
     files = max(1, -(-rows // full))
-    with store_errors("reading buffer", data.location):
+    with store_errors("reading buffer", location):
         batches = base.scanner(
             fragments=list(old),
             scan_in_order=True,
@@ -165,21 +188,10 @@ def _rewrite(data: Datasets, base: Any, old: Sequence[Any], row_bytes: int, full
             batch_readahead=2,
             fragment_readahead=2,
         ).to_reader()
-    made = stage(data.location, "steps", batches, base.schema, max_rows=max(1, -(-rows // files)))
+    made = stage(location, name, batches, base.schema, max_rows=max(1, -(-rows // files)))
     for fragment, number in zip(made, [f.fragment_id for f in old][-len(made) :], strict=True):
         fragment.id = number
     return made
-
-
-def _compact_small(data: Datasets, name: str) -> None:
-    """Facts and tails have no order: lance's own compaction does. Their old versions are nobody's."""
-    dataset = data.dataset(name)
-    with store_errors("compacting", data.location), contextlib.suppress(ConflictError):
-        if len(dataset.get_fragments()) >= AUTOMATIC:
-            dataset.optimize.compact_files(target_rows_per_fragment=MAX_ROWS)
-            if data.location.is_local:
-                sync_tree(Path(data.location.child(f"{name}.lance")))
-        dataset.cleanup_old_versions(older_than=SMALL_LIFETIME, error_if_tagged_old_versions=False)
 
 
 def _row_counts(steps: Any) -> list[int]:

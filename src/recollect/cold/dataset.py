@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,6 @@ FACTS = pa.schema(
         ("values", pa.string()),
     ]
 )
-_SMALL = ("facts", "tails")
 
 
 class Datasets:
@@ -75,14 +74,13 @@ class Datasets:
                     remedy="A snapshot creates it: recollect snapshot NAME --to URI",
                 )
             try:
-                steps = lance.dataset(location.child("steps.lance"), storage_options=location.options)
+                steps = torn.open_whole(location, "steps")
             except ValueError as e:
                 if "was not found" in str(e):
                     raise NotFound(
                         f"no buffer at {location.uri!r}",
                         remedy="A snapshot creates it: recollect snapshot NAME --to URI",
                     ) from e
-                torn.refuse(location)
                 raise
         return cls(location, steps, _read_schema(steps, location))
 
@@ -102,23 +100,22 @@ class Datasets:
         with store_errors("creating buffer", location):
             if location.is_local:
                 Path(location.child(FOLDER)).mkdir(parents=True, exist_ok=True)
+                sync_files([Path(location.child(FOLDER)), Path(location.uri)])
             for name, form in (("facts", FACTS), ("tails", tails), ("steps", steps_schema)):
                 _create_empty(location, name, form)
-            if location.is_local:
-                for folder in (FOLDER, *(f"{name}.lance" for name in (*_SMALL, "steps"))):
-                    sync_tree(Path(location.child(folder)))
-                sync_files([Path(location.child(FOLDER)), Path(location.uri)])
+                if location.is_local:
+                    # Folders are named by their parents, which are flushed here and never again.
+                    for folder in ("data", "_deletions", "_transactions", "_versions", "_refs/tags"):
+                        (Path(location.child(f"{name}.lance")) / folder).mkdir(parents=True, exist_ok=True)
+                    sync_tree(Path(location.child(f"{name}.lance")))
+                    sync_files([Path(location.child(f"{name}.lance"))])
         out = cls.open_(location)
         schema.require_equal(out.schema, what=f"buffer {location.uri!r}")
         return out
 
     def dataset(self, name: str) -> Any:
         with store_errors("opening buffer", self.location):
-            try:
-                return lance.dataset(self.location.child(f"{name}.lance"), storage_options=self.location.options)
-            except ValueError:
-                torn.refuse(self.location)
-                raise
+            return torn.open_whole(self.location, name)
 
     # -- versions ------------------------------------------------------------------------------------------
 
@@ -172,19 +169,27 @@ class Datasets:
 
     def tags(self) -> dict[str, int]:
         """Tag → version."""
-        with store_errors("reading tags of", self.location):
+        with store_errors("reading tags of", self.location), self._torn_tags():
             found = self.steps.tags.list().items()
         return {name: int(info["version"]) for name, info in found if not name.startswith(PIN_PREFIX)}
 
     def tagged(self, tag: str) -> int | None:
         """The version that a tag names, None where there is no such tag."""
-        with store_errors("reading tags of", self.location):
+        with store_errors("reading tags of", self.location), self._torn_tags():
             try:
                 return int(self.steps.tags.get_version(tag))
             except ValueError as e:
                 if "does not exist" not in str(e):
                     raise
                 return None
+
+    @contextlib.contextmanager
+    def _torn_tags(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            torn.refuse(self.location)
+            raise
 
     def create_tag(self, tag: str, version: int) -> bool:
         """Names a version; False when the tag was there already, on any version."""
@@ -279,7 +284,7 @@ def _create_empty(location: Location, name: str, schema: Any) -> None:
         )
     except OSError as e:
         try:
-            lance.dataset(uri, storage_options=options)
+            torn.open_whole(location, name)
         except ValueError:
             raise e from None
 
@@ -288,7 +293,6 @@ def _read_schema(steps: Any, location: Location) -> Schema:
     metadata = steps.schema.metadata or {}
     text = metadata.get(SCHEMA_KEY.encode())
     if text is None:
-        torn.refuse(location)
         raise CorruptionError(f"{location.uri!r} is a Lance dataset, but not a recollect buffer")
     if metadata.get(FORMAT_KEY.encode()) != FORMAT.encode():
         raise CorruptionError(

@@ -38,7 +38,7 @@ def sync_files(paths: Iterable[Path]) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Flushes every file and folder below a folder, and the folder itself."""
+    """Flushes every file and folder below a folder, and the folder itself; nothing where there is none."""
     for at, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):

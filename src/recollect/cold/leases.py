@@ -17,6 +17,7 @@ import lance
 
 from recollect.cold.commit import commit
 from recollect.cold.location import Location, store_errors
+from recollect.cold.torn import open_whole
 from recollect.errors import ConflictError
 
 PREFIX = "recollect.lease."
@@ -55,7 +56,7 @@ class Leases:
 
     def _open(self) -> Any:
         with store_errors("opening buffer", self.location):
-            return lance.dataset(self.location.child("facts.lance"), storage_options=self.location.options)
+            return open_whole(self.location, "facts")
 
 
 def until(value: str) -> float:
