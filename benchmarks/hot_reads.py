@@ -109,7 +109,7 @@ def fill(rc: Any, name: str, rows: int) -> None:
 
 def opening(name: str) -> tuple[float, float, float, float]:
     """A fresh process: ms of imports, ms to open and see the cut, ms of the first `recent`, KiB of private memory once
-    open: pages of the log itself, which the kernel maps around those that are touched, are shared and can be dropped."""
+    open: pages of the log itself, which the kernel maps around those that are touched, are shared with others."""
     out = subprocess.run([sys.executable, "-c", OPENING, name], check=True, capture_output=True, text=True).stdout
     loaded, opened, first, kilobytes = map(float, out.split())
     return loaded, opened, first, kilobytes
