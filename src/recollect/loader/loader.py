@@ -19,7 +19,7 @@ from recollect.samplers import Cursor, Draw, Receipt, Sampler, Uniform
 from recollect.transforms import NStep, Transform
 from recollect.view import Cut, GrowingSource, Ids, Slots, Source, View
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 CHUNK_BYTES = 1 << 20
 MAX_CHUNK = 64
 
@@ -91,7 +91,8 @@ class Loader:
         self._segment = 0
         self.sampler: Sampler = Uniform() if sampler is None else sampler
         self.batch_size, self.seed, self.lag, self.epochs = batch_size, seed, lag, epochs
-        self._plan = BatchPlan.of(_packed(view).layout, fields, transforms)
+        self._fields = None if fields is None else tuple(fields)
+        self._plan = BatchPlan.of(_packed(view).layout, self._fields, transforms)
         self._output = choose(output, device)
         self._cursor = self._bind(view, None)
         if epochs is not None:
@@ -178,7 +179,8 @@ class Loader:
         batches, n = draw.keys.shape
         keys = draw.keys.reshape(-1) if draw.sizes is None else draw.keys[draw.keys >= 0]
         sizes = [n] * batches if draw.sizes is None else list(draw.sizes)
-        plan, rows, output = self._plan, _packed(view), self._output
+        rows, output = _packed(view), self._output
+        plan = self._plan = self._plan.in_layout(rows.layout, self._fields)
         reads = plan.reads(view, keys)
         arena = output.arena(plan.gather.sized(len(keys))[2])
         rows.gather_into(plan.gather, plan.matrix(view, reads), output.host(arena))

@@ -26,13 +26,48 @@ from recollect.view import Bool, Cut, EpisodeKey, Extent, FactIndex, Ids, Slots,
 Array = NDArray[Any]
 
 
-class Tail(NamedTuple):
-    """A waiting observation: row `row` of a block; the addresses of that row and of the block's planes."""
+class Waiting(NamedTuple):
+    """Observations that wait for the steps after some rows.
 
-    block: Block
-    row: int
-    address: int
-    planes: tuple[int, ...]
+    Attributes:
+        slots: `[w]` of the steps that they follow, sorted.
+        blocks, rows: `[w]` where each lies: a `Block`, and its row there.
+        address: `[w]` of those rows; `planes` `[w, regions]` of plane 0 of their blocks.
+    """
+
+    slots: Slots
+    blocks: Array
+    rows: Array
+    address: Array
+    planes: Array
+
+    @classmethod
+    def of(cls, slots: Slots, blocks: Array, rows: Array, layout: Layout) -> Waiting:
+        """Some observations, in the order of their slots."""
+        order = np.argsort(slots)
+        slots, blocks, rows = slots[order], blocks[order], rows[order]
+        places: dict[int, list[int]] = {}
+        for b in blocks:
+            if id(b) not in places:
+                places[id(b)] = [b.records.ctypes.data, *plane_addresses(b, layout)]
+        table = np.array([places[id(b)] for b in blocks], np.int64).reshape(len(slots), 1 + len(layout.wide))
+        return cls(slots, blocks, rows, table[:, 0] + rows * layout.itemsize, table[:, 1:])
+
+    def among(self, slots: Slots) -> Waiting:
+        """Those that follow the given steps, which are sorted."""
+        keep = among(self.slots, slots)
+        return self if keep.all() else Waiting(*(a[keep] for a in self))
+
+    def joined(self, more: Waiting) -> Waiting:
+        """Both, in the order of their slots."""
+        order = np.argsort(np.concatenate([self.slots, more.slots]))
+        return Waiting(*(np.concatenate(pair)[order] for pair in zip(self, more, strict=True)))
+
+
+def plane_addresses(block: Block, layout: Layout) -> list[int]:
+    """Where plane 0 of each wide field lies."""
+    assert block.records.strides == (layout.itemsize,), "rows are addressed by the layout's offsets"
+    return [block.planes[leaf.path].ctypes.data for leaf in layout.wide]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +83,7 @@ class Moment:
         extents: `[extents, 3]` writer, first row, slot of that row: all that `first` to `stop` touches, in order.
         by_writer: writer → `[3, m]` first row, slot of it, rows of the writer's extents, sorted. Rows past `stop` are
             to be passed over.
-        waiting: `[w]` slots of steps whose next observation waits in a tail, sorted; row k of `tails` is that of the
-            k-th, at slot `stop + k`.
+        waiting: next observations that wait in tails; the k-th is at slot `stop + k`.
     """
 
     layout: Layout
@@ -73,8 +107,7 @@ class Moment:
     patch_older: Array
     extents: Array
     by_writer: Mapping[int, Array]
-    waiting: Array
-    tails: Sequence[Tail]
+    waiting: Waiting
 
     @property
     def rows(self) -> slice:
@@ -108,9 +141,6 @@ class GrownRows(PackedRows):
         self.count = moment.stop - moment.first
         self._plans = {}
         self._no_patch = np.empty(0, np.int32)
-        tails = moment.tails
-        self._waiting = np.array([t.address for t in tails], np.int64)
-        self._waiting_planes = np.array([t.planes for t in tails], np.int64).reshape(len(tails), len(self.layout.wide))
 
     @property
     def first(self) -> int:
@@ -143,8 +173,8 @@ class GrownRows(PackedRows):
             m.patch_address,
             m.patch_block,
             m.patch_older,
-            self._waiting,
-            self._waiting_planes,
+            m.waiting.address,
+            m.waiting.planes,
             places,
             bases,
             regions[: len(self.layout.wide)],
@@ -155,8 +185,7 @@ class GrownRows(PackedRows):
         """The block and row of one slot; `raw` looks past late facts to what was first written."""
         m = self.moment
         if slot >= m.stop:
-            tail = m.tails[slot - m.stop]
-            return tail.block, tail.row
+            return m.waiting.blocks[slot - m.stop], int(m.waiting.rows[slot - m.stop])
         if slot < m.first:
             raise NotFound(f"row {slot} of the view was let go of", value=slot)
         i = slot - m.base
@@ -264,7 +293,7 @@ class GrownEpisodes:
         m = self.moment
         flat = np.ascontiguousarray(slots, np.int64).reshape(-1)
         out = np.empty(len(flat), np.int64)
-        observed_after(flat, m.base, m.first, m.stop, m.after, m.final, m.flags, m.waiting, lay.FINAL, out)
+        observed_after(flat, m.base, m.first, m.stop, m.after, m.final, m.flags, m.waiting.slots, lay.FINAL, out)
         return out.reshape(np.shape(slots))
 
     def rows_of(self, key: EpisodeKey) -> Slots:
