@@ -284,7 +284,8 @@ class Workspace:
         """A source of views that grow: pass it to a `Loader`, and each batch is drawn from what is published by then.
 
         A row's slot never changes. A refresh costs what the new rows cost, and one look at each live writer's counter
-        when there are none. The source belongs to one loader or thread.
+        when there are none. The source belongs to one loader or thread. It goes on when the schema evolves: the next
+        view has the newest schema, and the rows that it holds are read in it, once.
 
         Args:
             last: only the newest so many rows, in the order in which they arrived here, may be read and drawn; what

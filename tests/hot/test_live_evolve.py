@@ -265,9 +265,15 @@ def test_a_tail_is_found_among_those_of_many_episodes(monkeypatch: pytest.Monkey
     monkeypatch.setattr("recollect.hot.tails.LANES_PER_FILE", 4)
     schema = rc.Schema({**_FIELDS, "observation": {"a": rc.Tensor("float32"), "b": rc.Frames((2,))}})
     with rc.create_workspace("w", schema, durability="process") as ws, ws.writer() as writer:
-        source, looks = ws.live(), []
+        source = ws.live()
+        looks: list[int] = []
         real = WriterLog.tails
-        monkeypatch.setattr(WriterLog, "tails", lambda log, ids: looks.append(len(ids)) or real(log, ids))
+
+        def counted(log: WriterLog, ids: Any) -> Any:
+            looks.append(len(ids))
+            return real(log, ids)
+
+        monkeypatch.setattr(WriterLog, "tails", counted)
         episodes = [writer.episode() for _ in range(13)]
         for uid in range(60):
             n, later = uid + 1, uid + 13

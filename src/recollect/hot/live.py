@@ -321,16 +321,23 @@ class LiveSource:
     def _tails(self, ids: Ids, layout: Layout) -> list[tuple[Ids, Block]]:
         """Observations that wait after the given steps. Those that were not found, because they are damaged, are looked
         for again only once more is published of their log."""
-        logs = self._store.logs
-        state = {w: (log.rows, log.sealed) for w in np.unique(ids["writer"]).tolist() if (log := logs.get(w))}
-        every = [StepId(*i) for i in ids.tolist()]
-        vain = [i in self._vain and self._vain[i] == state.get(i.writer) for i in every]
-        if all(vain):
-            return []
-        out = self._store.tails_by_writer(ids[~np.array(vain)], layout)
-        found = {StepId(*i) for some, _ in out for i in some.tolist()}
-        self._vain = {i: state.get(i.writer) for i in every if i not in found}
+        vain: dict[StepId, tuple[int, bool] | None] = {}
+        if self._vain:
+            every = [StepId(*i) for i in ids.tolist()]
+            vain = {i: seen for i in every if i in self._vain and (seen := self._vain[i]) == self._published(i.writer)}
+            ids = ids[[i not in vain for i in every]]
+        published = {w: self._published(w) for w in np.unique(ids["writer"]).tolist()}  # first
+        out = self._store.tails_by_writer(ids, layout) if len(ids) else []
+        if sum(len(found) for found, _ in out) < len(ids):
+            have = {i for found, _ in out for i in found.tolist()}
+            vain |= {StepId(*i): published[i[0]] for i in ids.tolist() if i not in have}
+        self._vain = vain
         return out
+
+    def _published(self, writer: int) -> tuple[int, bool] | None:
+        """The rows of a log, and whether there can be no more; None for one that is gone."""
+        log = self._store.logs.get(writer)
+        return None if log is None else (log.rows, log.sealed)
 
     def _rebuilt(self, cut: Cut, first: int, schema: str | None) -> tuple[Growing, StepFacts]:
         """The rows of a cut, and its step facts."""

@@ -426,10 +426,10 @@ class WriterLog:
                 if self._seal is not None and len(files) < self._seal.tails and not self._is_evicted():
                     raise CorruptionError(f"a tails file of writer {self.writer} is missing in {str(self.folder)!r}")
                 found, block = read_tails(files, ids, self.layout)
+            if len(found) == len(ids):
+                return found, block
             have = set(found.tolist())
             lost = [i for i in ids.tolist() if i not in have]
-            if not lost:
-                return found, block
             self._refresh()
             later = [(i, s) for i in lost if (s := self._successor(i[1])) is not None]
             seal = self._seal if len(later) < len(lost) else None

@@ -35,13 +35,25 @@ class Loader:
     k + `lag`, from it: no batch is drawn or gathered further ahead, so that none is older than `lag` batches. Which
     rows a batch holds then depends on when they arrived; the state holds what was drawn and is not yet delivered.
 
+    Where the schema of a growing source evolves, the loader goes on: each batch has the schema of the view that it was
+    drawn from, so that the `lag` batches drawn before have the older one still. The rows drawn are those that would be
+    drawn without it, save that a new frame stack, deeper than all others, leaves out the steps of a window that it
+    cannot show whole. What a batch then holds:
+
+    - Without `fields`, every field of fixed shape, new ones included. With `fields`, those named, and what is new under
+      a name that stands for nested ones.
+    - In rows of an older version, a new field is its default, or null: NaN or 0, and False in `batch.valid`.
+    - A field whose dtype was widened has the wider one from then on, in rows of every version. It is never cast back,
+      because the older dtype may not hold what comes.
+    - A field that became optional is in `batch.valid` from then on.
+
     Args:
         source: the view to draw from, or a source of growing ones, which belongs to this loader from now on.
         sampler: how rows are chosen; `Uniform()` when None.
         batch_size: rows per batch.
         seed: with the cut and the sampler it decides every draw.
         transforms: applied in order.
-        fields: names to read, dotted for nested ones; None is every field of fixed shape.
+        fields: names to read, dotted for nested ones; None is every field of fixed shape that the view has.
         device: torch device; the CPU when None.
         lag: batches that are drawn ahead of the one returned.
         steps: stop after so many batches; endless when neither `steps` nor `epochs` is given.
@@ -173,7 +185,7 @@ class Loader:
         view = source.at(step)
         if view is not self.view:
             self._cursor.grow(view)
-            self._segments = [(step, view)]
+            self._segments, self._segment = [(step, view)], 0
 
     def _gather(self, draw: Draw, view: View) -> Chunk:
         batches, n = draw.keys.shape
@@ -289,7 +301,8 @@ class Loader:
         return [*older, self._segments[-1]]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` was taken: the very next batch is the same, bit for bit.
+        """Goes on where `state_dict` was taken: the very next batch is the same, bit for bit. What was drawn before a
+        schema evolved is delivered under the schema that it was drawn with, also by a loader that was made later.
 
         Raises:
             ArgumentError: the state was taken from another cut, sampler, transform, seed or batch size; named.

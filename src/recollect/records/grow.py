@@ -23,7 +23,8 @@ from recollect.records.overlay import overlay
 from recollect.view import FactIndex, Ids, Slots, StepId, make_ids
 
 Tails = Callable[[Ids], list[tuple[Ids, Block]]]
-"""Given ids of steps: those whose next observations wait in tails, in groups with a block of one row each."""
+"""Given ids of steps: those whose next observations wait in tails, in a group for each writer, with a block of a row
+for each."""
 Translate = Callable[[Block, NDArray[np.int64]], Block]
 """Given a block and sorted rows of it: a block in another layout that has these rows at the same places."""
 KEPT_ROWS = 4096
@@ -81,7 +82,7 @@ class Growing:
         self._copies: list[Array] = [np.empty(8, np.int64), np.empty(8, np.int32), np.empty(8, np.int32)]
         self._has_patches = False
         self._patches = 0
-        self._waiting = Waiting.of(_NONE, np.empty(0, object), _NONE, layout)
+        self._waiting = Waiting.none(layout)
 
     # -- rows ----------------------------------------------------------------------------------------------
 
@@ -223,10 +224,10 @@ class Growing:
             new = translate(block, np.unique(rows))
             out._rows["block"][places] = out._number(new)
             out._rows["address"][places] = new.records.ctypes.data + rows * layout.itemsize
-        blocks = np.empty(len(waiting.slots), object)
         for places in _groups(np.array([id(b) for b in waiting.blocks], np.int64)):
-            blocks[places] = translate(waiting.blocks[places[0]], np.unique(waiting.rows[places]))
-        out._waiting = Waiting.of(waiting.slots, blocks, waiting.rows, layout)
+            rows = waiting.rows[places]
+            block = translate(waiting.blocks[places[0]], np.unique(rows))
+            out._waiting = out._waiting.joined(Waiting.of(waiting.slots[places], block, rows, layout))
         if out._reach and not self._reach:
             out._edges = out._cut_off()
         return out
@@ -279,12 +280,11 @@ class Growing:
         missing = wanted[~among(wanted, known.slots)]
         if len(missing):
             ids = self._ids(missing)
-            slot_of = dict(zip(ids.tolist(), missing.tolist(), strict=True))
             for found, block in tails(ids):
-                slots = np.array([slot_of[i] for i in found.tolist()], np.int64)
-                blocks = np.empty(len(slots), object)
-                blocks.fill(block)
-                known = known.joined(Waiting.of(slots, blocks, np.arange(len(slots)), self.layout))
+                mine = np.flatnonzero(ids["writer"] == found["writer"][0])
+                # Rows of one writer come in their order, so that their numbers are sorted as their slots are.
+                slots = missing[mine[np.searchsorted(ids["seq"][mine], found["seq"])]]
+                known = known.joined(Waiting.of(slots, block, np.arange(len(slots)), self.layout))
         self._waiting = known
         return known
 

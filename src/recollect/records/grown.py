@@ -42,16 +42,20 @@ class Waiting(NamedTuple):
     planes: Array
 
     @classmethod
-    def of(cls, slots: Slots, blocks: Array, rows: Array, layout: Layout) -> Waiting:
-        """Some observations, in the order of their slots."""
+    def of(cls, slots: Slots, block: Block, rows: NDArray[np.int64], layout: Layout) -> Waiting:
+        """Some observations that lie in one block."""
         order = np.argsort(slots)
-        slots, blocks, rows = slots[order], blocks[order], rows[order]
-        places: dict[int, list[int]] = {}
-        for b in blocks:
-            if id(b) not in places:
-                places[id(b)] = [b.records.ctypes.data, *plane_addresses(b, layout)]
-        table = np.array([places[id(b)] for b in blocks], np.int64).reshape(len(slots), 1 + len(layout.wide))
-        return cls(slots, blocks, rows, table[:, 0] + rows * layout.itemsize, table[:, 1:])
+        blocks = np.empty(len(slots), object)
+        blocks.fill(block)
+        planes = np.empty((len(slots), len(layout.wide)), np.int64)
+        planes[:] = plane_addresses(block, layout)
+        rows = rows[order]
+        return cls(slots[order], blocks, rows, block.records.ctypes.data + rows * layout.itemsize, planes)
+
+    @classmethod
+    def none(cls, layout: Layout) -> Waiting:
+        empty = np.empty(0, np.int64)
+        return cls(empty, np.empty(0, object), empty, empty, np.empty((0, len(layout.wide)), np.int64))
 
     def among(self, slots: Slots) -> Waiting:
         """Those that follow the given steps, which are sorted."""
@@ -60,6 +64,8 @@ class Waiting(NamedTuple):
 
     def joined(self, more: Waiting) -> Waiting:
         """Both, in the order of their slots."""
+        if not len(self.slots):
+            return more
         order = np.argsort(np.concatenate([self.slots, more.slots]))
         return Waiting(*(np.concatenate(pair)[order] for pair in zip(self, more, strict=True)))
 
