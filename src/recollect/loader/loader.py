@@ -46,6 +46,7 @@ class Loader:
     - A field whose dtype was widened has the wider one from then on, in rows of every version. It is never cast back,
       because the older dtype may not hold what comes.
     - A field that became optional is in `batch.valid` from then on.
+    - A new field with the role discount counts in `NStep` from then on. Give it the default 1: a null is NaN there.
 
     Args:
         source: the view to draw from, or a source of growing ones, which belongs to this loader from now on.

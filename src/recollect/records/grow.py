@@ -221,13 +221,15 @@ class Growing:
         for places in _groups(old["block"][:n]):
             block = held[int(old["block"][places[0]])]
             rows = (old["address"][places] - block.records.ctypes.data) // self.layout.itemsize
-            new = translate(block, np.unique(rows))
+            new = translate(block, np.sort(rows, kind="stable"))
             out._rows["block"][places] = out._number(new)
             out._rows["address"][places] = new.records.ctypes.data + rows * layout.itemsize
+        moved = [out._waiting]
         for places in _groups(np.array([id(b) for b in waiting.blocks], np.int64)):
             rows = waiting.rows[places]
-            block = translate(waiting.blocks[places[0]], np.unique(rows))
-            out._waiting = out._waiting.joined(Waiting.of(waiting.slots[places], block, rows, layout))
+            block = translate(waiting.blocks[places[0]], np.sort(rows, kind="stable"))
+            moved.append(Waiting.of(waiting.slots[places], block, rows, layout))
+        out._waiting = Waiting.joined(moved)
         if out._reach and not self._reach:
             out._edges = out._cut_off()
         return out
@@ -279,12 +281,13 @@ class Growing:
         known = self._waiting.among(wanted)
         missing = wanted[~among(wanted, known.slots)]
         if len(missing):
-            ids = self._ids(missing)
+            ids, parts = self._ids(missing), [known]
             for found, block in tails(ids):
                 mine = np.flatnonzero(ids["writer"] == found["writer"][0])
                 # Rows of one writer come in their order, so that their numbers are sorted as their slots are.
                 slots = missing[mine[np.searchsorted(ids["seq"][mine], found["seq"])]]
-                known = known.joined(Waiting.of(slots, block, np.arange(len(slots)), self.layout))
+                parts.append(Waiting.of(slots, block, np.arange(len(slots)), self.layout))
+            known = Waiting.joined(parts)
         self._waiting = known
         return known
 

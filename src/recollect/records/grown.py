@@ -62,12 +62,14 @@ class Waiting(NamedTuple):
         keep = among(self.slots, slots)
         return self if keep.all() else Waiting(*(a[keep] for a in self))
 
-    def joined(self, more: Waiting) -> Waiting:
-        """Both, in the order of their slots."""
-        if not len(self.slots):
-            return more
-        order = np.argsort(np.concatenate([self.slots, more.slots]))
-        return Waiting(*(np.concatenate(pair)[order] for pair in zip(self, more, strict=True)))
+    @staticmethod
+    def joined(parts: Sequence[Waiting]) -> Waiting:
+        """All of them, in the order of their slots."""
+        filled = [p for p in parts if len(p.slots)]
+        if len(filled) < 2:
+            return filled[0] if filled else parts[0]
+        order = np.argsort(np.concatenate([p.slots for p in filled]))
+        return Waiting(*(np.concatenate(arrays)[order] for arrays in zip(*filled, strict=True)))
 
 
 def plane_addresses(block: Block, layout: Layout) -> list[int]:
