@@ -220,7 +220,7 @@ def test_step_facts_are_bounded_with_the_window(grows: bool, monkeypatch: pytest
         for k in range(400):
             if grows:
                 ids.append(episode.append(uid=20 + k, reward=-1.0))
-            ws.annotate(ids[-1 - k % 20], reward=float(k))
+            ws.annotate(ids[-1 if grows else -1 - k % 20], reward=float(k))
             view = source.refresh()
             moment = view.moment  # type: ignore[attr-defined]
             assert len(source._steps) <= 100 and moment.patches <= 100 and len(moment.blocks) <= 110

@@ -1,4 +1,4 @@
-"""What a growing source keeps of step facts: the newest value of each field, for rows that are there or still to come."""
+"""What a growing source keeps of step facts: each field's newest value, for rows that are there or still to come."""
 
 from __future__ import annotations
 
