@@ -100,13 +100,13 @@ def by_numpy(view: View, text: str) -> list[int]:
     slots = np.flatnonzero(~view.episodes.is_final)
     e = view.episodes
     chosen = matching(parse(text, SCHEMA), view.rows, slots, e.group[slots], e.keys, lambda: view.facts)
-    return slots[chosen].tolist()
+    return [int(slot) for slot in slots[chosen]]
 
 
-def by_lance(dataset: Any, text: str, known: FactIndex) -> list[int]:
+def by_lance(dataset: Any, text: str, known: FactIndex) -> list[tuple[int, int]]:
     keys = [EpisodeKey(WRITERS[k % 2], k) for k in range(4)]
     table = dataset.to_table(filter=parse(text, SCHEMA).to_lance(keys, known), columns=["writer", "seq"])
-    return sorted(zip(table["writer"].to_pylist(), table["seq"].to_pylist(), strict=True))  # type: ignore[arg-type]
+    return sorted(zip(table["writer"].to_pylist(), table["seq"].to_pylist(), strict=True))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

@@ -122,6 +122,9 @@ class Anchors(Protocol):
     def __len__(self) -> int: ...
     def select(self, ranks: Slots) -> Slots: ...
     def mask(self, slots: Slots) -> Bool: ...
+    def complete(self, slots: Slots) -> Bool:
+        """Whether each slot could be drawn, were there no condition: such steps may be part of a window."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class AnchorList:
         undrawable_truncated: truncated steps without their next observation, left out.
         undrawable_open: other steps without it: the last of an episode that is still open.
         undrawable_beheaded: steps whose frame stack reaches back to steps that the view lacks.
-        unmatched: rows that could be drawn, but for the condition of the view.
+        whole: what could be drawn but for the condition of the view; None when it has none.
     """
 
     slots: Slots | None
@@ -142,7 +145,7 @@ class AnchorList:
     undrawable_truncated: int = 0
     undrawable_open: int = 0
     undrawable_beheaded: int = 0
-    unmatched: int = 0
+    whole: Anchors | None = None
 
     def __len__(self) -> int:
         return self.rows if self.slots is None else len(self.slots)
@@ -160,6 +163,15 @@ class AnchorList:
             if len(self.slots)
             else np.zeros(len(slots), np.bool_)
         )
+
+    def complete(self, slots: Slots) -> Bool:
+        """Whether each slot could be drawn, were there no condition."""
+        return self.mask(slots) if self.whole is None else self.whole.complete(slots)
+
+    @property
+    def unmatched(self) -> int:
+        """Rows that could be drawn, but for the condition of the view."""
+        return 0 if self.whole is None else len(self.whole) - len(self)
 
 
 @dataclass(frozen=True)
@@ -216,18 +228,14 @@ class View:
         from recollect.where import parse
 
         chosen = parse(condition, self.schema) if isinstance(condition, str) else condition
+        self.schema.require_equal(chosen.schema, what="the condition")
         slots = self.anchors.select(np.arange(len(self.anchors)))
         episodes = self.episodes
         kept = slots[matching(chosen, self.rows, slots, episodes.group[slots], episodes.keys, lambda: self.facts)]
         a = self.anchors
-        anchors = AnchorList(
-            kept,
-            len(self.rows),
-            a.undrawable_truncated,
-            a.undrawable_open,
-            a.undrawable_beheaded,
-            len(slots) - len(kept),
-        )
+        counts = a.undrawable_truncated, a.undrawable_open, a.undrawable_beheaded
+        whole = a.whole if isinstance(a, AnchorList) and a.whole is not None else a
+        anchors = AnchorList(kept, len(self.rows), *counts, whole=whole)
         both = chosen if self.filter is None else self.filter & chosen
         return View(self.schema, self.cut, self.rows, episodes, anchors, lambda: self.facts, self.name, both)
 

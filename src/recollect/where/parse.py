@@ -60,8 +60,9 @@ class _Reader:
         e = e.unnest()
         name = type(e).__name__
         if name in ("And", "Or"):
-            parts = tuple(self.condition(part) for part in e.flatten())
-            return tree.And(parts) if name == "And" else tree.Or(parts)
+            kind = tree.And if name == "And" else tree.Or
+            parts = [self.condition(part) for part in e.flatten()]
+            return kind(tuple(x for p in parts for x in (p.parts if isinstance(p, kind) else (p,))))
         if name == "Not":
             return tree.Not(self.condition(e.this))
         if name == "Boolean":
