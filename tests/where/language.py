@@ -6,8 +6,10 @@ paths, the facts of its episode under `episode.…`; None is null.
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
+import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -147,6 +149,75 @@ def facts() -> st.SearchStrategy[dict[str, Any]]:
             "extra": maybe(st.sampled_from([1, {"a": 1}])),
         },
     )
+
+
+def some_rows(count: int) -> list[dict[str, Any]]:
+    """Rows in which every value that is hard to compare comes often, the same at every call."""
+    rng = random.Random(count)
+
+    def pick(dtype: str) -> Any:
+        kind = np.dtype(dtype)
+        if kind.kind == "f":
+            return float(np.float64(rng.choice(FLOATS)).astype(kind))
+        held = HUGE if dtype == "uint64" else INTEGERS
+        return rng.choice([v for v in held if np.iinfo(kind).min <= v <= np.iinfo(kind).max])
+
+    def often(value: Any) -> Any:
+        return None if rng.random() < 0.2 else value
+
+    return [
+        {
+            "observation": [pick("float32") for _ in range(2)],
+            "reward": often(pick("float32")),
+            "half": often(pick("float16")),
+            "value": pick("float64"),
+            "count": often(pick("int64")),
+            "small": pick("int8"),
+            "large": often(pick("uint64")),
+            "flag": often(rng.random() < 0.5),
+            "action": often([pick("float32") for _ in range(4)]),
+            "mask": [rng.random() < 0.5 for _ in range(3)],
+            "note": often(rng.choice(STRINGS)),
+            "tokens": often([1] * rng.randrange(4)),
+            "info": often("{}"),
+            "order.Select": pick("int32"),
+            "order.pair.0": pick("float64"),
+            "order.pair.1": rng.choice(STRINGS),
+            "step": rng.randrange(6),
+            "time": rng.choice(TIMES),
+            "terminated": rng.random() < 0.5,
+            "truncated": rng.random() < 0.5,
+            "final": rng.random() < 0.1,
+            "episode": rng.randrange(4),
+        }
+        for _ in range(count)
+    ]
+
+
+SOME_FACTS: list[dict[str, Any]] = [
+    {"task": "hopper", "level": 3, "score": math.nan, "reward": -0.0, "solved": True, "skill": [0.5, math.nan]},
+    {"task": "a", "level": None, "score": 0.0, "attempt": 1, "id": "A", "extra": {"a": 1}},
+    {"level": 2**53 + 1, "score": 1.0, "reward": math.nan, "solved": False, "status": "success", "skill": [1.0, 0.0]},
+    {},
+]
+
+
+def simple() -> list[Node]:
+    """Every field of numbers, every comparison, some literals and some fields, as they are and denied."""
+    out = []
+    others = [_literal(v) for v in (0.0, 0.1, 2**53, -1)] + [_field(n) for n in ("value", "large", "episode.score")]
+    for k, (name, sign) in enumerate(itertools.product(DTYPES, COMPARISONS)):
+        a, b = _field(name), others[k % len(others)]
+        out.append(_compared(sign, a, rounded(b, a), denied=k % 2 == 0))
+    return out
+
+
+def _compared(sign: str, a: Node, b: Node, *, denied: bool) -> Node:
+    def of(row: Row) -> bool | None:
+        truth = compared(sign, a.of(row), b.of(row))
+        return truth if truth is None or not denied else not truth
+
+    return Node(f"{'not ' if denied else ''}{a.text} {sign} {b.text}", of)
 
 
 def value_of(row: Row, name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from recollect.schema.arrow import arrow_schema
 from recollect.view import Cut, EpisodeKey, Extent, Fact, FactIndex, View
 from recollect.view.matching import matching
 from recollect.where import parse
-from tests.where.language import SCHEMA, conditions, facts, steps
+from tests.where.language import SCHEMA, SOME_FACTS, conditions, facts, simple, some_rows, steps
 
 WRITERS = (5, 2**62 + 1)
 Rows = list[dict[str, Any]]
@@ -109,11 +109,24 @@ def by_lance(dataset: Any, text: str, known: FactIndex) -> list[tuple[int, int]]
     return sorted(zip(table["writer"].to_pylist(), table["seq"].to_pylist(), strict=True))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(st.lists(steps(), max_size=14), st.lists(facts(), max_size=4), st.lists(conditions(), min_size=3, max_size=6))
-def test_numpy_and_lance_choose_what_the_meaning_says(
-    places: Iterator[Path], given_rows: Rows, told: Any, asked: Any
-) -> None:
+def test_every_field_and_comparison_chooses_what_its_meaning_says(places: Iterator[Path]) -> None:
+    check(next(places), some_rows(60), SOME_FACTS, simple())
+
+
+def test_numpy_and_lance_choose_what_the_meaning_says(places: Iterator[Path]) -> None:
+    compare = prepared(next(places), some_rows(60), SOME_FACTS)
+
+    @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+    @given(conditions())
+    def ask(condition: Any) -> None:
+        compare(condition)
+
+    ask()
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.lists(steps(), max_size=8), st.lists(facts(), max_size=4), st.lists(conditions(), min_size=3, max_size=6))
+def test_any_rows_will_do(places: Iterator[Path], given_rows: Rows, told: Any, asked: Any) -> None:
     check(next(places), given_rows, told, asked)
 
 
@@ -127,19 +140,28 @@ def test_numpy_and_lance_choose_what_the_meaning_says_of_many(
 
 
 def check(place: Path, given_rows: Rows, told: Any, asked: Any) -> None:
+    compare = prepared(place, given_rows, told)
+    for condition in asked:
+        compare(condition)
+
+
+def prepared(place: Path, given_rows: Rows, told: Any) -> Callable[[Any], None]:
+    """What compares the three answers to a condition on these rows."""
     known = index(told)
     rows = completed(given_rows, known)
     table = arrow(rows)
     view, dataset = view_of(table, rows, known), lance.write_dataset(table, str(place), data_storage_version="2.2")
-    for condition in asked:
+
+    def compare(condition: Any) -> None:
         meant = [k for k, row in enumerate(rows) if not row["final"] and condition.of(row) is True]
         assert by_numpy(view, condition.text) == meant, condition.text
-        assert by_lance(dataset, condition.text, known) == [(rows[k]["writer"], rows[k]["seq"]) for k in meant], (
-            condition.text
-        )
+        want = [(rows[k]["writer"], rows[k]["seq"]) for k in meant]
+        assert by_lance(dataset, condition.text, known) == want, condition.text
         parsed = parse(condition.text, SCHEMA)
         again = parse(str(parsed), SCHEMA)
         assert (again.condition, str(again)) == (parsed.condition, str(parsed)), condition.text
+
+    return compare
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
