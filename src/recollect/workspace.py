@@ -246,9 +246,18 @@ class Workspace:
 
     # -- reading -------------------------------------------------------------------------------------------
 
-    def recent(self, k: int = 32) -> Hits:
-        """The newest `k` steps over all writers, newest first."""
-        return Hits(()) if self.schema is None else recalled.recent(self._hot(), k)
+    def recent(self, k: int = 32, *, where: str | None = None) -> Hits:
+        """The newest `k` steps over all writers, newest first.
+
+        Args:
+            where: only steps that this condition is true of, such as `"reward > 0"`; `recollect.where` has the
+                language. It is looked for as far back as it takes.
+
+        Raises:
+            ArgumentError: `k` below 1, or a condition that cannot be read.
+            NotFound: a field or fact that the schema lacks.
+        """
+        return Hits(()) if self.schema is None else recalled.recent(self._hot(), k, where)
 
     def similar(self, query: str, k: int = 8) -> Hits:
         """The `k` steps that a text is most about, best first, with `scores`.

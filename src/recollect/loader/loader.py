@@ -251,7 +251,8 @@ class Loader:
         """Draws from a later version from the next draw on: `lag` batches still come from the one before.
 
         Raises:
-            ArgumentError: `view` does not hold the present rows in their order, or the loader counts epochs.
+            ArgumentError: `view` does not hold the present rows in their order, is restricted to another condition, or
+                the loader counts epochs.
         """
         if self.epochs is not None:
             raise ArgumentError("a loader that counts epochs stays with its view")
@@ -261,6 +262,10 @@ class Loader:
         if view.schema != newest.schema or not view.cut.extends(newest.cut):
             raise ArgumentError(
                 f"{view!r} is no later version of {newest!r}", remedy="Open a new loader for another buffer"
+            )
+        if view.filter != newest.filter:
+            raise ArgumentError(
+                f"{view!r} is restricted to another condition than {newest!r}", remedy="Pass view.where() the same one"
             )
         at = self._delivered + (self.lag if self._delivered else 0)
         if self._segments[-1][0] == at and self._segment < len(self._segments) - 1:
@@ -281,6 +286,7 @@ class Loader:
             "lag": self.lag,
             "epochs": self.epochs,
             "growing": source is not None,
+            "where": None if self.view.filter is None else str(self.view.filter),
             "sampler": self.sampler.to_dict(),
             "transforms": [t.to_dict() for t in self._plan.transforms],
             "views": [
@@ -312,7 +318,7 @@ class Loader:
         if not isinstance(state, Mapping) or state.get("format") != STATE_FORMAT:
             raise ArgumentError("no loader state of this format", value=state)
         mine = self.state_dict()
-        for name in ("seed", "batch_size", "lag", "epochs", "growing", "sampler", "transforms"):
+        for name in ("seed", "batch_size", "lag", "epochs", "growing", "where", "sampler", "transforms"):
             if state[name] != mine[name]:
                 raise ArgumentError(
                     f"the state was taken with another {name}: {state[name]!r}, this loader has {mine[name]!r}",

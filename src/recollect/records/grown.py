@@ -7,7 +7,7 @@ that is never seen from here (design/0006).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from recollect.records import layout as lay
 from recollect.records.block import Block
 from recollect.records.layout import Layout
 from recollect.records.plan import GatherPlan
-from recollect.records.rows import PackedRows
+from recollect.records.rows import PackedRows, alike
 from recollect.view import Bool, Cut, EpisodeKey, Extent, FactIndex, Ids, Slots, View, make_ids
 
 Array = NDArray[Any]
@@ -206,6 +206,24 @@ class GrownRows(PackedRows):
                 address, block = int(m.patch_address[x]), m.blocks[int(m.patch_block[x])]
         return block, (address - block.records.ctypes.data) // self.layout.itemsize
 
+    def _by_block(self, slots: Slots) -> Iterator[tuple[Block, Array, Array]]:
+        """The blocks that hold the rows of some slots: the rows in each, and their places among the slots. Slots of -1
+        are passed over."""
+        m = self.moment
+        inside = (slots >= m.first) & (slots < m.stop)
+        i = np.where(inside, slots, m.first) - m.base
+        if m.patches and m.patch is not None and m.stop > m.first:
+            inside &= m.patch[i] < 0
+        places = np.flatnonzero(inside)
+        number, address = m.block[i[places]], m.address[i[places]]
+        for part in alike(number):
+            block = m.blocks[int(number[part[0]])]
+            yield block, (address[part] - block.records.ctypes.data) // self.layout.itemsize, places[part]
+        # Waiting observations and rows that have changed copies are few.
+        for place in np.flatnonzero(~inside & (slots >= 0)).tolist():
+            block, row = self.locate(int(slots[place]))
+            yield block, np.array([row]), np.array([place])
+
     def find(self, ids: Ids) -> Slots:
         """Slots `[n]` of the ids, -1 for ids that are not in the cut."""
         out = np.full(len(ids), -1, np.int64)
@@ -370,6 +388,10 @@ class GrownAnchors:
         inside = inside & ((flags & (lay.FINAL | lay.HOLE)) == 0)
         out: Bool = inside & ~among(slots, self._left_slots)
         return out
+
+    def complete(self, slots: Slots) -> Bool:
+        """Whether each slot could be drawn, were there no condition; here there is none."""
+        return self.mask(slots)
 
 
 class GrownView(View):
