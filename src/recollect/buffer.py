@@ -128,8 +128,13 @@ class Buffer:
 
     @property
     def decoded_files(self) -> int:
-        """Data files that this handle decoded; the others were in the cache."""
+        """Data files of which this handle decoded rows; the others were in the cache."""
         return self._reader.decoded_files
+
+    @property
+    def decoded_rows(self) -> int:
+        """Rows that this handle decoded; the others were in the cache."""
+        return self._reader.decoded_rows
 
     def close(self) -> None:
         """Nothing is held that outlives the handle; views stay valid."""
