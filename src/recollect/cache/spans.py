@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +20,9 @@ BLOCK_BYTES = 256 << 20
 one block: lance reads whole pages, and two halves of such a file cost 1.5 times what the whole of it costs."""
 HEAP_BYTES = 128
 """What a text, JSON or ragged value is taken for before it was read."""
+
+BESIDE_BYTES = 24 << 10
+"""What a block takes beside its rows: its small files, and the rest of its last pages."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def spans_of(fragments: Sequence[Any], columns: Columns, layout: Layout) -> list
             start, stop = rows * k // parts, rows * (k + 1) // parts
             key = {**source, "start": start, "stop": stop}
             file = str(source["files"][0][0]) if source["files"] else ""
-            out.append(Span(index, fragment, columns, start, stop, (stop - start) * row + 8192, key, file))
+            out.append(Span(index, fragment, columns, start, stop, (stop - start) * row + BESIDE_BYTES, key, file))
     return out
 
 
@@ -111,18 +113,27 @@ def place_rows(pieces: Sequence[tuple[Block, int, int]], cut: Cut, name: str, *,
 
 
 def _left_of(cut: Cut, pieces: Sequence[tuple[Block, int, int]], name: str) -> Cut:
-    """What a version that deleted rows has of a cut, read from the rows. Raises CorruptionError unless it is a part of
-    the cut in its order."""
+    """What a version that deleted rows has of a cut, read from the rows. Raises CorruptionError."""
     writer = np.concatenate([b.records["writer"][start:stop] for b, start, stop in pieces] or [np.empty(0, np.int64)])
     seq = np.concatenate([b.records["seq"][start:stop] for b, start, stop in pieces] or [np.empty(0, np.int64)])
+    return left_of(cut, extents_of(writer, seq), name)
+
+
+def extents_of(writer: NDArray[np.int64], seq: NDArray[np.int64]) -> tuple[Extent, ...]:
+    """The extents of rows in their order."""
+    if not len(seq):
+        return ()
     breaks = np.flatnonzero((np.diff(writer) != 0) | (np.diff(seq) != 1)) + 1
-    edges = np.concatenate([[0], breaks, [len(seq)]]) if len(seq) else np.zeros(1, np.int64)
-    out: list[Extent] = []
-    whole = merged(cut.extents)
-    k = 0
-    for a, b in itertools.pairwise(edges.tolist()):
-        at = Extent(int(writer[a]), int(seq[a]), int(seq[b - 1]) + 1)
-        begin = out[-1].stop if out else 0
+    starts, stops = np.concatenate([[0], breaks]), np.concatenate([breaks, [len(seq)]])
+    ends = zip(writer[starts].tolist(), seq[starts].tolist(), seq[stops - 1].tolist(), strict=True)
+    return tuple(Extent(w, a, b + 1) for w, a, b in ends)
+
+
+def left_of(cut: Cut, extents: Iterable[Extent], name: str) -> Cut:
+    """The cut of what is left. Raises CorruptionError unless that is a part of `cut`, in its order."""
+    held, whole = merged(extents), merged(cut.extents)
+    k = begin = 0
+    for at in held:
         while k < len(whole) and not (
             whole[k].writer == at.writer and whole[k].start <= at.start and at.stop <= whole[k].stop
         ):
@@ -131,8 +142,8 @@ def _left_of(cut: Cut, pieces: Sequence[tuple[Block, int, int]], name: str) -> C
             raise CorruptionError(
                 f"{name}: rows {at.start} to {at.stop} of writer {at.writer} are not where its cut is"
             )
-        out.append(at)
-    return Cut(tuple(out), cut.facts)
+        begin = at.stop
+    return Cut(held, cut.facts)
 
 
 def _within(rows: NDArray[np.int64], span: Span) -> NDArray[np.int64]:

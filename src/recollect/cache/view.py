@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from recollect.cache.blocks import BlockCache, size_of
 from recollect.cache.budget import VARIABLE
+from recollect.cache.rotation import Rotation, Version
 from recollect.cache.spans import Span, live_pieces, place_rows, spans_of
 from recollect.cold.arrow import decode
 from recollect.cold.dataset import Datasets, Promotion
@@ -55,24 +56,40 @@ class BufferReader:
             CorruptionError: the rows of the version are not those of its cut.
             DiskFull: they do not fit into the cache's budget.
         """
+        version = self._version(steps, chain, cut, name, deleted)
+        blocks = self.blocks(version.spans)
+        pieces = live_pieces(version.spans, blocks, version.live)
+        return version.build(place_rows(pieces, cut, name, deleted=version.deleted), pieces)
+
+    def rotate(
+        self,
+        steps: Any,
+        chain: list[Promotion],
+        cut: Cut,
+        name: str,
+        *,
+        resident_bytes: int | None,
+        reuse: float,
+        deleted: bool = False,
+    ) -> Rotation:
+        """A version whose blocks take turns in the cache; `resident_bytes` is the budget when None. See `view`."""
+        version = self._version(steps, chain, cut, name, deleted)
+        return Rotation(version, self.cache.room.budget() if resident_bytes is None else resident_bytes, reuse)
+
+    def _version(self, steps: Any, chain: list[Promotion], cut: Cut, name: str, deleted: bool) -> Version:
         with store_errors("reading buffer", self.data.location):
             fragments = steps.get_fragments()
-            columns = columns_of(steps, self.layout)
-            spans = spans_of(fragments, columns, self.layout)
-            blocks = self.blocks(spans)
+            spans = spans_of(fragments, columns_of(steps, self.layout), self.layout)
             live = [live_rows(f) for f in fragments]
-        pieces = live_pieces(spans, blocks, live)
-        cut = place_rows(pieces, cut, name, deleted=deleted or any(rows is not None for rows in live))
         stages = frozenset(p.stage for p in chain)
-        return build_view(
-            self.layout,
-            cut,
-            pieces,
-            lambda ids: self._tails(ids, stages),
-            _Once(lambda: self._facts(stages)),
-            overlay if self._has_step_facts(chain) else unchanged,
-            name,
-        )
+        facts = _Once(lambda: self._facts(stages))
+        changed = overlay if self._has_step_facts(chain) else unchanged
+
+        def build(cut: Cut, pieces: list[tuple[Block, int, int]]) -> View:
+            return build_view(self.layout, cut, pieces, lambda ids: self._tails(ids, stages), facts, changed, name)
+
+        missing = deleted or any(rows is not None for rows in live)
+        return Version(name, cut, self.layout, spans, live, self.block, build, missing)
 
     def blocks(self, spans: Sequence[Span]) -> list[Block]:
         """The block of each span; those that are not in the cache are decoded, several at a time.
@@ -91,19 +108,19 @@ class BufferReader:
             )
         if len(missing) < 2:
             for k in missing:
-                out[k] = self.block(spans[k])
+                out[k], _ = self.block(spans[k])
         else:
             with ThreadPoolExecutor(DECODERS, "recollect-decode") as pool:
                 running = [(k, pool.submit(self.block, spans[k])) for k in missing]
                 try:
                     for k, one in running:
-                        out[k] = one.result()
+                        out[k], _ = one.result()
                 finally:
                     pool.shutdown(wait=True, cancel_futures=True)
         return [b for b in out if b is not None]
 
-    def block(self, span: Span) -> Block:
-        """One block, decoded where it is not in the cache."""
+    def block(self, span: Span) -> tuple[Block, bool]:
+        """One block, and whether it had to be decoded."""
         with store_errors("reading buffer", self.data.location):
             block, fresh = self.cache.get(
                 span.key,
@@ -119,7 +136,7 @@ class BufferReader:
         if fresh:
             self.decoded_rows += span.stop - span.start
             self._files.add(span.file)
-        return block
+        return block, fresh
 
     def _tails(self, ids: Ids, stages: frozenset[str]) -> tuple[Ids, Block | None]:
         with store_errors("reading buffer", self.data.location):
