@@ -38,7 +38,7 @@ class Part:
         rows = self.view.rows
         assert isinstance(rows, PackedRows)
         out = np.zeros(rows.extent, np.bool_)
-        out[: len(rows)] = self.view.anchors.mask(np.arange(len(rows)))
+        out[: len(rows)] = self.view.anchors.complete(np.arange(len(rows)))
         return out
 
 
@@ -84,6 +84,11 @@ class JoinedAnchors:
         return self.slots[ranks]
 
     def mask(self, slots: Slots) -> Bool:
+        """Whether each slot may be drawn."""
+        at = np.minimum(np.searchsorted(self.slots, slots), max(0, len(self.slots) - 1))
+        return self.slots[at] == slots if len(self.slots) else np.zeros(len(slots), np.bool_)
+
+    def complete(self, slots: Slots) -> Bool:
         """Whether a window may hold each slot."""
         out: NDArray[np.bool_] = (slots >= 0) & self.sound[np.maximum(slots, 0)]
         return out
