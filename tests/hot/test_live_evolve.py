@@ -102,7 +102,7 @@ def test_rows_of_both_versions_are_read_without_anybody_doing_anything() -> None
         assert _column(view, "uid") == [0, 1, 2] or _column(view, "uid") == [0, 2, 1]
         scores = dict(zip(_column(view, "uid"), _column(view, "score"), strict=True))
         assert scores == {0: 4.0, 1: 7.0, 2: 0.5}
-        assert view.rows.heap_values(np.arange(1), "note") == [b"late"]  # type: ignore[attr-defined]
+        assert view.rows.heap_values(np.arange(1), "note") == [b"late"]
         ws.evolve(WIDER)
         ws.annotate(first, reward=1 / 3)
         view = source.refresh()

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from sqlglot import Dialect
 from sqlglot import parser as sqlglot_parser
+from sqlglot import tokens as sqlglot_tokens
 from sqlglot.errors import ParseError, SqlglotError
-from sqlglot.tokens import Tokenizer, TokenType  # type: ignore[attr-defined]
+from sqlglot.tokens import TokenType  # type: ignore[attr-defined]
 
 from recollect.errors import ArgumentError
 
@@ -22,8 +23,8 @@ _OPERATORS = {"<=": TokenType.LTE, ">=": TokenType.GTE, "!=": TokenType.NEQ, "<>
 class Where(Dialect):
     """sqlglot's name for the language."""
 
-    class Tokenizer(Tokenizer):
-        KEYWORDS: ClassVar[dict[str, Any]] = {**{w: Tokenizer.KEYWORDS[w] for w in WORDS}, **_OPERATORS}
+    class Tokenizer(sqlglot_tokens.Tokenizer):
+        KEYWORDS: ClassVar[dict[str, Any]] = {**{w: sqlglot_tokens.Tokenizer.KEYWORDS[w] for w in WORDS}, **_OPERATORS}
         QUOTES: ClassVar[list[Any]] = ["'"]
         STRING_ESCAPES: ClassVar[list[str]] = ["'"]
         IDENTIFIERS: ClassVar[list[Any]] = ['"', "`"]
