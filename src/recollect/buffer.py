@@ -10,16 +10,18 @@ from types import TracebackType
 from typing import Any
 
 from recollect.cache.blocks import BlockCache
+from recollect.cache.rotation import Rotation
 from recollect.cache.view import BufferReader
 from recollect.cold import torn
 from recollect.cold.cleanup import Cleanup, cleanup
 from recollect.cold.compact import Compaction, compact
 from recollect.cold.dataset import Datasets
 from recollect.cold.fold import Promotion
+from recollect.cold.history import History
 from recollect.cold.location import Location
 from recollect.cold.pins import Pin
 from recollect.cold.verify import BufferReport, verify
-from recollect.errors import NotFound
+from recollect.errors import ArgumentError, NotFound
 from recollect.promote.upkeep import row_bytes
 from recollect.records.layout import Layout
 from recollect.records.part import part_of
@@ -106,14 +108,43 @@ class Buffer:
         Raises:
             NotFound: no such tag or version, none that old, or a buffer without rows.
         """
+        view = self._reader.view(*self._read(which))
+        return view if cut is None else part_of(view, cut)
+
+    def rotate(
+        self, which: str | int | datetime | None = None, *, resident_bytes: int | None = None, reuse: float = 1.0
+    ) -> Rotation:
+        """A version that is larger than the cache, for a loader: its blocks take turns in the cache.
+
+        Batches are drawn from the rows that are resident, with the same windows and next observations as if all were;
+        every row has its turn. The order depends on the rows, the sampler, the seed and these arguments alone.
+
+        Args:
+            which: as for `at`.
+            resident_bytes: bytes that resident blocks may take; the cache's budget when None. Give it where the
+                order must not change with the budget.
+            reuse: how often a row is drawn while it is resident, on average: less is closer to uniform, more decodes
+                less.
+
+        Raises:
+            NotFound: as for `at`.
+            ArgumentError: an argument out of range.
+        """
+        if not (isinstance(reuse, int | float) and 0 < reuse < float("inf")):
+            raise ArgumentError("reuse is a number above 0", value=reuse)
+        if resident_bytes is not None and resident_bytes < 1:
+            raise ArgumentError("resident_bytes is a number of at least 1", value=resident_bytes)
+        return self._reader.rotate(*self._read(which), resident_bytes=resident_bytes, reuse=float(reuse))
+
+    def _read(self, which: str | int | datetime | None) -> tuple[Any, History, Cut, str]:
+        """A version's dataset, its promotions, their cut, and its name. Raises NotFound."""
         self._data.refresh()
         steps = self._data.at_version(self._number(which))
         history = self._data.history(steps)
         name = f"{self.uri}@{which if which is not None else steps.version}"
         if history.head is None:
             raise NotFound(f"{name} is empty", remedy="Snapshot a workspace to it first")
-        view = self._reader.view(steps, history, history.cut, name)
-        return view if cut is None else part_of(view, cut)
+        return steps, history, history.cut, name
 
     def _number(self, which: str | int | datetime | None) -> int:
         if which is None:
@@ -182,8 +213,13 @@ class Buffer:
 
     @property
     def decoded_files(self) -> int:
-        """Data files that this handle decoded; the others were in the cache."""
+        """Data files of which this handle decoded rows; the others were in the cache."""
         return self._reader.decoded_files
+
+    @property
+    def decoded_rows(self) -> int:
+        """Rows that this handle decoded; the others were in the cache."""
+        return self._reader.decoded_rows
 
     def close(self) -> None:
         """Nothing is held that outlives the handle; views stay valid."""
