@@ -49,12 +49,12 @@ class Play:
         """Whether the operation raises, leaving nothing behind."""
         ledger, log = self.actor.ledger, self.actor.ledger.logs[op.writer]
         before, steps = list(log.moments), dict(ledger.steps)
-        numbers, ended = dict(ledger.numbers), set(ledger.ended)
+        numbers, held, finished = dict(ledger.numbers), dict(ledger.held), set(ledger.finished)
         try:
             self.do(op)
         except error:
             log.moments[:] = before
-            ledger.steps, ledger.numbers, ledger.ended = steps, numbers, ended
+            ledger.steps, ledger.numbers, ledger.held, ledger.finished = steps, numbers, held, finished
             return True
         return False
 

@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 import recollect as rc
+from recollect.hot.live import LiveSource
+from recollect.records.grown import GrownRows
 from recollect.testing.actor import LANES
 from recollect.testing.cases import scratch_folder
 from recollect.testing.corpus import SCHEMAS
@@ -39,17 +41,49 @@ from recollect.testing.ledger import (
     Next,
     Op,
     Open,
+    Resume,
     Sync,
 )
-from recollect.testing.oracle import Bounds, Expectation, Found, check_workspace
+from recollect.testing.oracle import Bounds, Expectation, adopt, check_view, check_workspace
 from recollect.testing.power import rebooted
-from recollect.view import StepId
+from recollect.view import StepId, View
 from tests.torture.puppet import Theatre
 
 ENDS: st.SearchStrategy[End] = st.sampled_from(("", "", "", "terminated", "truncated"))
 NEXTS: st.SearchStrategy[Next] = st.sampled_from(("none", "same", "same", "other"))
 INSTANTS = st.integers(0, 3000)
+WINDOW = 12
 DURABILITIES = st.sampled_from(("process", "step"))
+
+
+class _Growing:
+    """A source of views that grow, and where their rows were.
+
+    Attributes:
+        ids: slot → id, of every row ever seen.
+        slots: those of the newest view.
+    """
+
+    def __init__(self, source: LiveSource) -> None:
+        self.source = source
+        self.ids: dict[int, tuple[int, int]] = {}
+        self.slots = np.empty(0, np.int64)
+
+    def refresh(self) -> View:
+        """The newest view. Fails where a row lies in another slot than before."""
+        view = self.source.refresh()
+        assert isinstance(view.rows, GrownRows)
+        first = view.rows.first
+        self.slots = np.arange(first, first + len(view.rows))
+        held = {
+            slot: (i[0], i[1]) for slot, i in zip(self.slots.tolist(), view.rows.ids(self.slots).tolist(), strict=True)
+        }
+        for slot in self.ids.keys() & held.keys():
+            assert self.ids[slot] == held[slot], f"slot {slot} held {self.ids[slot]}, holds {held[slot]}"
+        gone = [slot for slot in self.ids if slot >= first and slot not in held]
+        assert not gone, f"slots {gone} are gone"
+        self.ids.update(held)
+        return view
 
 
 class WorkspaceMachine(RuleBasedStateMachine):
@@ -79,7 +113,11 @@ class WorkspaceMachine(RuleBasedStateMachine):
     def _begin(self) -> None:
         """A new process for the writers, and a new handle to read with."""
         self.theatre.begin(self.path, self.model.ledger, self.model.ids)
+        self._open_reader()
+
+    def _open_reader(self) -> None:
         self.reader = rc.open_workspace(self.path)
+        self.growing = [_Growing(self.reader.live(last)) for last in (None, WINDOW)]
 
     # -- what writers do -----------------------------------------------------------------------------------
 
@@ -107,7 +145,7 @@ class WorkspaceMachine(RuleBasedStateMachine):
         """Any operation that can be carried out now."""
         kinds = ["open"] if len(self.live) < 3 else []
         if self.live:
-            kinds += ["append"] * 4 + ["extend", "lanes", "sync", "close", "finish", "annotate"]
+            kinds += ["append"] * 4 + ["extend", "lanes", "sync", "close", "finish", "annotate", "resume"]
         kind = data.draw(st.sampled_from(kinds))
         if kind == "open":
             return Open(self.number, data.draw(DURABILITIES))
@@ -130,11 +168,25 @@ class WorkspaceMachine(RuleBasedStateMachine):
                 if open_ones:
                     episode = data.draw(st.sampled_from(open_ones))
                     return Finish(writer, episode) if data.draw(st.booleans()) else Leave(writer, episode)
+            case "resume":
+                resumption = self._resumption(data, writer)
+                if resumption is not None:
+                    return resumption
             case "annotate":
                 named = [k for k, m in enumerate(log.moments) if m.uid in self.model.ids]
                 if named:
                     return Annotate(writer, data.draw(st.sampled_from(named)))
         return Append(writer, data.draw(st.integers(0, 2)), data.draw(ENDS), data.draw(NEXTS))
+
+    def _resumption(self, data: st.DataObject, writer: int) -> Resume | None:
+        """Any episode that may go on, under a number that the writer does not use now."""
+        ledger = self.model.ledger
+        left = {e: uid for uid in sorted(self.model.ids) if ledger.can_resume(e := ledger.moment(uid).episode)}
+        free = [e for e in range(3) if not ledger.is_open(writer, "a", e)]
+        if not left or not free:
+            return None
+        episode = data.draw(st.sampled_from(sorted(left)))
+        return Resume(writer, data.draw(st.sampled_from(free)), left[episode])
 
     @rule(data=st.data())
     def write(self, data: st.DataObject) -> None:
@@ -154,6 +206,18 @@ class WorkspaceMachine(RuleBasedStateMachine):
         following = data.draw(NEXTS)
         for _ in range(count):
             self._do(Append(writer, episode, "", following))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), count=st.integers(0, 3))
+    def go_on(self, data: st.DataObject, count: int) -> None:
+        """An episode that nobody has open any more, and some steps of it."""
+        op = self._resumption(data, data.draw(st.sampled_from(self.live)))
+        if op is None:
+            return
+        self._do(op)
+        following = data.draw(NEXTS)
+        for _ in range(count):
+            self._do(Append(op.writer, op.episode, "", following))
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -196,8 +260,8 @@ class WorkspaceMachine(RuleBasedStateMachine):
             self.model.nameless += 1
             self.number += 1
             return
-        durable = {n: (log.durable_moments, log.durable_marks) for n, log in self.model.ledger.logs.items()}
         ledger = self.model.ledger
+        durable = {n: (log.durable_moments, log.durable_marks) for n, log in ledger.logs.items()}
         known = ledger.durable_rewards
         ledger.apply(op)
         ledger.durable_rewards = known
@@ -205,8 +269,9 @@ class WorkspaceMachine(RuleBasedStateMachine):
         if isinstance(op, Annotate):
             self.model.nameless += not self.model.annotators
             return
+        for n, log in ledger.logs.items():
+            log.durable_moments, log.durable_marks = durable[n]
         log, bounds = ledger.logs[op.writer], self.model.bounds[op.writer]
-        log.durable_moments, log.durable_marks = durable[op.writer]
         bounds.most_steps, bounds.most_marks = len(log.moments), len(log.marks)
 
     def _compose(self, noted: int, seed: int) -> None:
@@ -228,27 +293,15 @@ class WorkspaceMachine(RuleBasedStateMachine):
                 bounds.following = min(bounds.following, log.durable_moments)
             self.model.rewards = min(self.model.rewards, self.model.ledger.durable_rewards)
         with rebooted() if power else contextlib.nullcontext(), rc.open_workspace(self.path) as ws:
-            self._adopt(check_workspace(ws, self.model))
+            found = check_workspace(ws, self.model)
+        adopt(self.model, found)
         with rc.open_workspace(self.path) as ws:
             assert not ws.recovered
             check_workspace(ws, self.model)
+        if not power:
+            self._check_growing()
         self.live.clear()
         self._begin()
-
-    def _adopt(self, found: Found) -> None:
-        """What was found is sealed, and stays."""
-        ledger = self.model.ledger
-        for number, log in ledger.logs.items():
-            kept = log.moments[: found.steps[number]]
-            lost = {m.uid for m in log.moments[found.steps[number] :]}
-            log.moments[:], log.marks[:] = kept, log.marks[: found.marks[number]]
-            log.durable_moments, log.durable_marks = len(log.moments), len(log.marks)
-            following = min(self.model.bounds[number].following, len(kept))
-            self.model.bounds[number] = Bounds(len(kept), len(kept), len(log.marks), len(log.marks), following)
-            for uid in lost:
-                self.model.ids.pop(uid, None)
-        del ledger.rewards[found.rewards :]
-        ledger.durable_rewards = self.model.rewards = self.model.most_rewards = found.rewards
 
     # -- what readers do -----------------------------------------------------------------------------------
 
@@ -260,9 +313,33 @@ class WorkspaceMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.reader.close()
-        self.reader = rc.open_workspace(self.path)
+        self._open_reader()
         assert not self.reader.recovered, "a live writer was sealed"
         check_workspace(self.reader, self.model)
+
+    @rule()
+    def grow(self) -> None:
+        """Views that grow have every row, each where it was; those of the newest rows alone have these."""
+        self._check_growing()
+
+    def _check_growing(self) -> None:
+        whole, window = self.growing
+        check_view(whole.refresh(), self.model)
+        view = window.refresh()
+        assert len(view.rows) == min(WINDOW, len(whole.ids))
+        # Rows that were there at the beginning came by time, later ones as they arrived: the same rows, all in all.
+        assert set(window.ids.values()) <= set(whole.ids.values())
+        plain = self.reader.view(view.cut)
+        at = plain.rows.find(view.rows.ids(window.slots))
+        for name in ("uid", "reward", "step"):
+            held, wanted = (r.rows.gather(s, (name,))[name] for r, s in ((view, window.slots), (plain, at)))
+            assert held.tobytes() == wanted.tobytes(), name
+
+    @rule()
+    def verify(self) -> None:
+        """Agents that live or died are no damage."""
+        report = self.reader.verify()
+        assert report.ok, report.problems
 
     @rule(dice=st.integers(0, 3))
     def snapshot(self, dice: int) -> None:

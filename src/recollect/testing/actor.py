@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import struct
@@ -28,6 +29,7 @@ from recollect.testing.ledger import (
     Next,
     Op,
     Open,
+    Resume,
     Sync,
 )
 from recollect.view import StepId
@@ -104,6 +106,9 @@ class Actor:
                 self._episodes[op.writer, op.episode].finish(mark=self.ledger.logs[op.writer].marks[-1])
             case Leave():
                 self._episodes.pop((op.writer, op.episode)).close()
+            case Resume():
+                resumed = self.writers[op.writer].resume_episode(self._ids[op.uid])
+                self._episodes[op.writer, op.episode] = resumed
             case Annotate():
                 uid, reward = self.ledger.rewards[-1]
                 return self.workspace.annotate(self._ids[uid], reward=np.float32(reward))
@@ -184,6 +189,8 @@ def random_ops(
     durability: str = "interval",
     lanes: int = LANES,
     annotate: bool = True,
+    after: Ledger | None = None,
+    known: Iterable[int] = (),
 ) -> list[Op]:
     """A workload of about `count` operations, closed at its end.
 
@@ -193,15 +200,20 @@ def random_ops(
         durabilities: of the writers; `durability` the workspace's own.
         lanes: lanes of each writer that plays some.
         annotate: whether steps get late rewards.
+        after: the model of what was done before, by writers that are dead; `known` the uids of those steps of it whose
+            ids the actor is given. Their episodes may go on.
     """
-    ledger, ops = Ledger(durability), list[Op]()
+    ledger, ops = Ledger(durability) if after is None else copy.deepcopy(after), list[Op]()
+    named = {ledger.moment(uid).episode: uid for uid in known}
     number, active = first_writer, list[int]()
     appended: dict[int, list[int]] = {}
 
     def do(op: Op) -> None:
         if isinstance(op, Append):
             appended[op.writer].append(len(ledger.logs[op.writer].moments))
-        ledger.apply(op)
+        moments = ledger.apply(op)
+        if isinstance(op, Append):
+            named[moments[0].episode] = moments[0].uid
         ops.append(op)
 
     ends: tuple[End, ...] = ("", "", "", "", "terminated", "truncated")
@@ -222,10 +234,18 @@ def random_ops(
             parts = tuple((key, chance.randint(1, big), chance.choice(ends)) for key in keys)
             do(Extend(w, parts, chance.choice(nexts)))
         elif dice < 0.77:
-            named = sorted(chance.sample(range(lanes), chance.randint(1, lanes)))
-            do(Lanes(w, lanes, tuple((lane, chance.choice(ends)) for lane in named), chance.choice(nexts)))
-        elif dice < 0.86:
+            played = sorted(chance.sample(range(lanes), chance.randint(1, lanes)))
+            do(Lanes(w, lanes, tuple((lane, chance.choice(ends)) for lane in played), chance.choice(nexts)))
+        elif dice < 0.82:
             do(Sync(w))
+        elif dice < 0.88:
+            left = sorted(e for e in named if ledger.can_resume(e))
+            free = [e for e in range(3) if not ledger.is_open(w, "a", e)]
+            if left and free:
+                e = chance.choice(free)
+                do(Resume(w, e, named[chance.choice(left)]))
+                if chance.random() < 0.8:
+                    do(Append(w, e, chance.choice(ends), chance.choice(nexts)))
         elif dice < 0.92:
             open_ones = [e for e in range(3) if ledger.is_open(w, "a", e)]
             if open_ones:

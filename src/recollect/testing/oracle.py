@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +78,19 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found: the model's number of a writer → its steps, its facts; and the late rewards."""
+    """What was found.
+
+    Attributes:
+        steps, marks: the model's number of a writer → its steps, its facts; `rewards` the late rewards.
+        ids: uid → StepId, of every step.
+        alone: uids of steps whose given next observation was not synced and is gone.
+    """
 
     steps: Mapping[int, int]
     marks: Mapping[int, int]
     rewards: int
+    ids: Mapping[int, StepId]
+    alone: frozenset[int]
 
 
 def check_workspace(workspace: Workspace, expect: Expectation) -> Found:
@@ -110,19 +120,38 @@ def check_view(view: View, expect: Expectation) -> Found:
 
     steps: dict[int, int] = {}
     slots_of: dict[int, Slots] = {}
+    keys: dict[int, tuple[int, ...]] = {}
     for writer in strange:
         require(not (rows.ids["writer"] == writer).any(), f"rows of unknown writer {writer}")
     for writer, number in expect.writers.items():
-        slots_of[number], steps[number] = _check_order(rows, writer, expect, number)
+        slots_of[number], steps[number] = _check_order(rows, writer, expect, number, keys)
     rewards = _check_rewards(view, expect)
     marks = _check_marks(view, expect)
     overlay = _overlay(expect, rewards)
     moments = [m for n in slots_of for m in expect.ledger.logs[n].moments[: steps[n]]]
+    require(len(set(keys.values())) == len(keys), "two episodes have one key")
+    _check_whole(moments)
     slots = np.concatenate([*slots_of.values(), np.empty(0, np.int64)])
     _check_values(rows, moments, slots, overlay)
     must = {m.uid for n in slots_of for m in expect.ledger.logs[n].moments[: expect.bounds[n].following]}
-    _check_following(rows, moments, slots, must)
-    return Found(steps, marks, rewards)
+    alone = _check_following(rows, moments, slots, must)
+    ids = dict(zip((m.uid for m in moments), starmap(StepId, rows.ids[slots].tolist()), strict=True))
+    return Found(steps, marks, rewards, ids, alone)
+
+
+def adopt(expect: Expectation, found: Found) -> None:
+    """Makes what was found after the death of every writer the model: it is sealed, and stays."""
+    ledger = expect.ledger
+    for number, log in ledger.logs.items():
+        del log.moments[found.steps[number] :], log.marks[found.marks[number] :]
+        log.moments[:] = [m._replace(following=-1) if m.uid in found.alone else m for m in log.moments]
+        steps, marks = len(log.moments), len(log.marks)
+        log.durable_moments, log.durable_marks = steps, marks
+        expect.bounds[number] = Bounds(steps, steps, marks, marks, steps)
+    expect.ids = dict(found.ids)
+    del ledger.rewards[found.rewards :]
+    ledger.durable_rewards = expect.rewards = expect.most_rewards = found.rewards
+    ledger.all_died()
 
 
 def _overlay(expect: Expectation, rewards: int) -> dict[int, np.float32]:
@@ -137,6 +166,7 @@ def expect(
     durability: str,
     power: bool,
     first_episode: int = 0,
+    after: Expectation | None = None,
 ) -> Expectation:
     """What a workload that was cut short must have left.
 
@@ -145,9 +175,13 @@ def expect(
         durability: the workspace's.
         power: whether the power went, so that only what was synced must be there; else all that returned must.
         first_episode: the number the ledger began at.
+        after: what was there before, as `adopt` left it.
     """
-    ledger = Ledger(durability, first_episode=first_episode)
-    out = Expectation(ledger, {}, {}, {}, 0, 0)
+    if after is None:
+        out = Expectation(Ledger(durability, first_episode=first_episode), {}, {}, {}, 0, 0)
+    else:
+        out = copy.deepcopy(after)
+    ledger = out.ledger
     for k, (index, first, second) in enumerate(entries):
         require(index == k, f"the journal names operation {index} at {k}")
         op = ops[k]
@@ -166,7 +200,7 @@ def expect(
     out.most_rewards = len(ledger.rewards)
     if len(entries) < len(ops):
         op = ops[len(entries)]
-        out.nameless = int(isinstance(op, Open) or (isinstance(op, Annotate) and not out.annotators))
+        out.nameless += isinstance(op, Open) or (isinstance(op, Annotate) and not out.annotators)
         if not isinstance(op, Open):
             ledger.apply(op)
             for number, bounds in out.bounds.items():
@@ -190,7 +224,9 @@ class _Reader:
         self.is_step = (self.flags & FINAL) == 0
 
 
-def _check_order(rows: _Reader, writer: int, expect: Expectation, number: int) -> tuple[Slots, int]:
+def _check_order(
+    rows: _Reader, writer: int, expect: Expectation, number: int, keys: dict[int, tuple[int, ...]]
+) -> tuple[Slots, int]:
     """One writer's steps: a prefix of what it wrote, whole operations of it, under the ids that it returned."""
     log, bounds = expect.ledger.logs[number], expect.bounds[number]
     name = f"writer {number} ({writer:016x})"
@@ -213,16 +249,24 @@ def _check_order(rows: _Reader, writer: int, expect: Expectation, number: int) -
         require(id is None or id == (writer, int(seqs[k])), f"{name}: uid {moment.uid} was {id}, is {seqs[k]}")
     steps = [m.step for m in log.moments[:count]]
     require(rows.step[mine].tolist() == steps, f"{name}: step indices are not those written")
-    _check_episodes(rows, log, mine, name)
+    _check_episodes(rows, log, mine, name, keys)
     return mine, count
 
 
-def _check_episodes(rows: _Reader, log: LogModel, slots: Slots, name: str) -> None:
-    keys: dict[int, tuple[int, ...]] = {}
+def _check_episodes(rows: _Reader, log: LogModel, slots: Slots, name: str, keys: dict[int, tuple[int, ...]]) -> None:
+    """An episode has one key in all logs; `keys` those seen so far."""
     for slot, moment in zip(slots.tolist(), log.moments, strict=False):
         key = tuple(rows.episode[slot].tolist())
         require(keys.setdefault(moment.episode, key) == key, f"{name}: uid {moment.uid} is in another episode")
-    require(len(set(keys.values())) == len(keys), f"{name}: two episodes have one key")
+
+
+def _check_whole(moments: list[Moment]) -> None:
+    """Steps of an episode that another writer went on with are there only with those before them."""
+    held: dict[int, set[int]] = {}
+    for m in moments:
+        held.setdefault(m.episode, set()).add(m.step)
+    for episode, steps in held.items():
+        require(len(steps) == max(steps) + 1, f"episode {episode}: steps {sorted(steps)} without those before them")
 
 
 def _check_values(rows: _Reader, moments: list[Moment], slots: Slots, overlay: Mapping[int, np.float32]) -> None:
@@ -288,17 +332,19 @@ def _raw(values: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8)
 
 
-def _check_following(rows: _Reader, moments: list[Moment], slots: Slots, must: set[int]) -> None:
-    """Next observations: the one given, else the following step's, else none."""
+def _check_following(rows: _Reader, moments: list[Moment], slots: Slots, must: set[int]) -> frozenset[int]:
+    """Next observations: the one given, else the following step's, else none. Returns the uids that lost theirs."""
     if not moments or not rows.view.schema.observations:
-        return
+        return frozenset()
     place = {(m.episode, m.step): m.look for m in moments}
     held = rows.view.episodes.next_observation(slots)
     wanted = np.full(len(moments), -1, np.int64)
     for k, m in enumerate(moments):
         wanted[k] = m.following if m.following >= 0 else place.get((m.episode, m.step + 1), -1)
+    alone = set()
     for k in np.flatnonzero((held < 0) & (wanted >= 0)).tolist():
         m = moments[k]
+        alone.add(m.uid)
         lost = m.following >= 0 and m.uid not in must and (m.episode, m.step + 1) not in place
         require(lost, f"uid {m.uid}: its next observation is gone")
     for k in np.flatnonzero((held >= 0) & (wanted < 0)).tolist():
@@ -310,6 +356,7 @@ def _check_following(rows: _Reader, moments: list[Moment], slots: Slots, must: s
     ends = np.array([m.terminated for m in moments])
     drawable = rows.view.anchors.mask(slots)
     require(np.array_equal(drawable, ends | (held >= 0)), "a step can be drawn that may not be, or the other way")
+    return frozenset(alone)
 
 
 def _check_marks(view: View, expect: Expectation) -> dict[int, int]:
