@@ -12,6 +12,7 @@ import pytest
 from recollect.testing.disk import PAGE, Versions, compose_file
 from tests.support import run_python
 
+CASES = {"kills": 40, "power": 120, "fuzz": 1000}
 PLANTED = {
     "kills: a step is acknowledged before it is written": (
         "kills",
@@ -65,6 +66,49 @@ Checked.whole_rows = whole_rows
 Checked.require_rows = lambda self, low, high: None
 """,
     ),
+    "kills: an observation that waited is forgotten when another writer goes on": (
+        "kills",
+        """
+import dataclasses
+import recollect.workspace as workspace
+real = workspace.resume_point
+workspace.resume_point = lambda *a: dataclasses.replace(real(*a), waiting=None)
+""",
+    ),
+    "kills: a resumed episode begins again": (
+        "kills",
+        """
+import dataclasses
+import recollect.workspace as workspace
+real = workspace.resume_point
+workspace.resume_point = lambda *a: dataclasses.replace(real(*a), step=1)
+""",
+    ),
+    "power: a resumption does not flush the rows before it": (
+        "power",
+        """
+import recollect.hot.resume as resume
+resume.sync_file = lambda path: None
+""",
+    ),
+    "fuzz: verify says nothing": (
+        "fuzz",
+        """
+import recollect.testing.questions as questions
+class Silent:
+    ok = True
+questions.verify = lambda path: Silent
+""",
+    ),
+    "fuzz: a damaged index is an error": (
+        "fuzz",
+        """
+from recollect.hot.sidecar import Sidecar
+def after(self, error, doing):
+    raise error
+Sidecar._after = after
+""",
+    ),
 }
 
 
@@ -76,7 +120,7 @@ from recollect.testing import {harness}
 {harness}.warm_up()
 {harness}.warm_up = lambda: None
 {patch}
-report = {harness}.run(40, seed=3)
+report = {harness}.run({CASES[harness]}, seed=3)
 print(len(report.finds), report.finds[0].what.strip().splitlines()[-1] if report.finds else report)
 """
     found, _, what = run_python(code, timeout_s=120).partition(" ")

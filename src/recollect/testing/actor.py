@@ -17,6 +17,7 @@ from recollect.hot.writer import Episode, Writer
 from recollect.testing import corpus
 from recollect.testing.corpus import Moment
 from recollect.testing.ledger import (
+    UIDS_PER_WRITER,
     Annotate,
     Append,
     Close,
@@ -241,15 +242,16 @@ def random_ops(
         elif dice < 0.88:
             left = sorted(e for e in named if ledger.can_resume(e))
             free = [e for e in range(3) if not ledger.is_open(w, "a", e)]
+            unsealed = [e for e in left if not ledger.logs[named[e] // UIDS_PER_WRITER].closed]
             if left and free:
                 e = chance.choice(free)
-                do(Resume(w, e, named[chance.choice(left)]))
+                do(Resume(w, e, named[chance.choice(unsealed if unsealed and chance.random() < 0.8 else left)]))
                 if chance.random() < 0.8:
                     do(Append(w, e, chance.choice(ends), chance.choice(nexts)))
         elif dice < 0.92:
             open_ones = [e for e in range(3) if ledger.is_open(w, "a", e)]
             if open_ones:
-                do(chance.choice((Finish, Leave))(w, chance.choice(open_ones)))
+                do(chance.choice((Finish, Leave, Leave))(w, chance.choice(open_ones)))
         elif dice < 0.96:
             if annotate and appended[w]:
                 do(Annotate(w, chance.choice(appended[w])))

@@ -205,6 +205,7 @@ class Ledger:
         self.finished.clear()
         self.steps = dict.fromkeys(self.steps, 0)
         for log in self.logs.values():
+            log.closed = True
             log.lanes.clear()
             for m in log.moments:
                 self.steps[m.episode] = max(self.steps.get(m.episode, 0), m.step + 1)

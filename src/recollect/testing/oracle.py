@@ -248,7 +248,8 @@ def _check_order(
         id = expect.ids.get(moment.uid)
         require(id is None or id == (writer, int(seqs[k])), f"{name}: uid {moment.uid} was {id}, is {seqs[k]}")
     steps = [m.step for m in log.moments[:count]]
-    require(rows.step[mine].tolist() == steps, f"{name}: step indices are not those written")
+    held = rows.step[mine].tolist()
+    require(held == steps, f"{name}: step indices are {held}, not {steps}, those written")
     _check_episodes(rows, log, mine, name, keys)
     return mine, count
 

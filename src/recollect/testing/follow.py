@@ -1,0 +1,79 @@
+"""Views that grow, held against the model and against what they said before."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from recollect.records.grown import GrownRows
+from recollect.testing.oracle import Expectation, check_view, require
+from recollect.view import Slots, View
+from recollect.workspace import Workspace
+
+
+class Source(Protocol):
+    """Where views that grow come from."""
+
+    def refresh(self) -> View: ...
+
+
+class Follower:
+    """One source, and where its rows were.
+
+    Attributes:
+        ids: slot → id of every row ever seen.
+        slots: those of the newest view.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.ids: dict[int, tuple[int, int]] = {}
+        self.slots: Slots = np.empty(0, np.int64)
+
+    def refresh(self) -> View:
+        """The newest view.
+
+        Raises:
+            Wrong: a row lies in another slot than before, or is gone from the window's inside.
+        """
+        view = self._source.refresh()
+        assert isinstance(view.rows, GrownRows)
+        first = view.rows.first
+        self.slots = np.arange(first, first + len(view.rows))
+        here: list[tuple[int, int]] = view.rows.ids(self.slots).tolist()
+        held = dict(zip(self.slots.tolist(), here, strict=True))
+        for slot, id in self.ids.items():
+            require(slot < first or slot in held, f"slot {slot} is gone")
+            require(slot < first or held[slot] == id, f"slot {slot} held row {id}, holds {held.get(slot)}")
+        self.ids.update(held)
+        return view
+
+
+class Followers:
+    """A source of all rows and one of the newest few, of one handle."""
+
+    def __init__(self, workspace: Workspace, last: int) -> None:
+        self._workspace, self._last = workspace, last
+        self._whole, self._window = Follower(workspace.live()), Follower(workspace.live(last))
+
+    def check(self, expect: Expectation) -> None:
+        """Holds the newest views against the model. Nobody may be writing.
+
+        Raises:
+            Wrong: the view of all rows is not what was written; the window is not as long as it must be, or says of its
+                rows what a plain view does not.
+        """
+        check_view(self._whole.refresh(), expect)
+        window = self._window
+        view = window.refresh()
+        wanted_rows = min(self._last, len(self._whole.ids))
+        require(len(view.rows) == wanted_rows, f"a window of {len(view.rows)} rows, not {wanted_rows}")
+        # Rows that were there at the beginning lie in the order of time, which is another one here and there.
+        require(set(window.ids.values()) <= set(self._whole.ids.values()), "a window holds rows that are not there")
+        plain = self._workspace.view(view.cut)
+        at = plain.rows.find(view.rows.ids(window.slots))
+        for name in ("uid", "step", "reward"):
+            held = view.rows.gather(window.slots, (name,))[name]
+            wanted = plain.rows.gather(at, (name,))[name]
+            require(held.tobytes() == wanted.tobytes(), f"a window's {name} is {held.tolist()}, not {wanted.tolist()}")
