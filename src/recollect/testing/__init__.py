@@ -1,7 +1,7 @@
 """Harnesses that try to break a workspace, to be run on any machine, kernel and disk.
 
     python -m recollect.testing kills --count 5000             # writers and recoverers killed at any instruction
-    python -m recollect.testing power --count 10000            # the power goes at any instruction, twice in some cases
+    python -m recollect.testing power --count 10000            # the power goes at any instruction, again in some cases
     python -m recollect.testing fuzz --count 1000000           # any byte of any file flipped, zeroed, cut off, added to
     python -m recollect.testing kills --seed 7 --case 12       # one case again
 
@@ -11,6 +11,8 @@ Each prints its seed, takes one from `--seed` or RECOLLECT_SEED, and ends with 1
     ledger       operations as data, and the model that follows them
     actor        carries operations out; makes up random workloads
     oracle       compares a workspace with a ledger: `check_workspace`
+    questions    what indexes and `verify` answer while a byte is wrong
+    follow       compares views that grow with a ledger, and with what they said before
     instants     acting at a chosen instruction of the product
     disk         a disk that keeps only what was flushed
     cases        many cases with a seed each, in processes of their own
