@@ -18,7 +18,6 @@ from recollect.hot.facts import check_facts, check_step_facts
 from recollect.hot.growing import SEGMENT_BYTES, Durability
 from recollect.hot.home import Description
 from recollect.hot.keep import Keep
-from recollect.hot.live import LiveSource
 from recollect.hot.private import PrivateFolder
 from recollect.hot.recover import Recovery, recover
 from recollect.hot.resume import ResumePoint, resume_point
@@ -39,6 +38,7 @@ from recollect.schema import Change, Schema
 from recollect.view import Cut, EpisodeKey, StepId, View
 
 if TYPE_CHECKING:
+    from recollect.hot.live import LiveSource
     from recollect.promote.snapshot import Snapshot
 
 
@@ -297,6 +297,8 @@ class Workspace:
         """
         if last is not None and (not isinstance(last, int) or isinstance(last, bool) or last < 1):
             raise ArgumentError("last is a whole number of at least 1", value=last)
+        from recollect.hot.live import LiveSource
+
         return LiveSource(self._hot(), last)
 
     def view_with_predecessors(self, cut: Cut) -> View:

@@ -18,7 +18,7 @@ from recollect.hot import append as appending
 from recollect.hot import blocks, spare
 from recollect.hot.files import os_errors
 from recollect.hot.growing import GrowingLog
-from recollect.hot.log import WriterLog
+from recollect.hot.turns import Turns
 from recollect.hot.writer import _live
 from recollect.view import StepId
 
@@ -275,7 +275,7 @@ def test_a_look_at_the_counters_that_fails_is_made_again(monkeypatch: pytest.Mon
         episode.finish(lesson="x")
         episode.append(uid=1)
         with monkeypatch.context() as m:
-            m.setattr(WriterLog, "_find_turns", _interrupt)
+            m.setattr(Turns, "scan", _interrupt)
             for _ in range(2):
                 with pytest.raises(KeyboardInterrupt):
                     ws.cut()

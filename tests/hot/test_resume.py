@@ -17,8 +17,9 @@ from recollect import errors
 from recollect.hot.files import is_locked
 from recollect.hot.log import WriterLog
 from recollect.hot.segment import ROWS_MASK
+from recollect.hot.turns import Turns
 from recollect.view import Cut, EpisodeKey, Extent
-from tests.support import python
+from tests.support import python, run_python
 
 SCHEMA = rc.Schema(
     {"observation": rc.Tensor("float32", (2,)), "action": rc.Tensor("int64", ())}, episode={"task": rc.Text()}
@@ -312,7 +313,7 @@ def test_rows_whose_resumption_is_lost_are_counted(ws: rc.Workspace, monkeypatch
         lost = writer.id
         _append(writer.resume_episode("a"), 2, 4)
     with monkeypatch.context() as patch:
-        patch.setattr(WriterLog, "_find_turns", lambda log: None)
+        patch.setattr(Turns, "scan", lambda turns, spans, stop: None)
         ws = rc.open_workspace("w")
         assert not ws._hot().log(lost).resumed
         with ws.writer() as writer:
@@ -436,3 +437,37 @@ def test_counts_and_episodes_agree_on_what_was_interrupted(ws: rc.Workspace, res
     over = resumer != "alive"
     assert ws.stats().interrupted == over
     assert ws.episode("long").derived == ({"status"} if over else set())
+
+
+def test_opening_cleanly_closed_logs_reads_no_fact(ws: rc.Workspace) -> None:
+    with ws.writer() as writer:
+        for i in range(50):
+            with writer.episode(f"run-{i}", task="t") as episode:
+                _append(episode, 0, 2, terminated=True)
+    ws.close()
+    code = 'import sys; import recollect as rc; rc.open_workspace("w"); print("numba" in sys.modules)'
+    assert run_python(code).strip() == "False", "checksums are computed with numba"
+
+
+def test_a_damaged_resumption_is_refused_every_time_it_is_needed(ws: rc.Workspace) -> None:
+    with ws.writer() as writer:
+        writer.episode("long", task="t").append(observation=[0, 0], action=0, next_observation=[1, 1])
+    with ws.writer() as writer:
+        writer.resume_episode("long").append(observation=[1, 1], action=1, next_observation=[2, 2])
+        folder = ws.path / "log" / f"{writer.id:016x}"
+    log = WriterLog(folder, ws._hot().layouts)
+    log.refresh()
+    segment = log.segments[0]
+    at = segment.facts.ctypes.data - np.frombuffer(segment.map, np.uint8).ctypes.data
+    with open(segment.path, "r+b") as file:
+        file.seek(at + segment.facts.itemsize // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    for _ in range(2):
+        with pytest.raises(errors.CorruptionError):
+            _ = log.resumed
+    with rc.open_workspace("w") as again:
+        for _ in range(2):
+            with pytest.raises(errors.CorruptionError):
+                again.view()

@@ -22,7 +22,7 @@ from recollect.errors import NotFound, StoreError, WriterError
 from recollect.hot.fields import OpenEpisode
 from recollect.hot.files import locked, os_errors, sync_folder, try_lock
 from recollect.hot.seal import Seal, seal
-from recollect.hot.segment import FACT, PAGE, VALUES, Header, Segment, Shape, new_header, segment_bytes
+from recollect.hot.segment import FACT, PAGE, RESUMPTION, VALUES, Header, Segment, Shape, new_header, segment_bytes
 from recollect.hot.spare import Spare
 from recollect.hot.tails import TailLanes
 from recollect.records.block import Values
@@ -47,6 +47,7 @@ class Behind:
             since the folder was last flushed.
         evicted_below: segments below it were evicted; set by whoever evicts.
         largest: bytes that a segment may have unless one append needs more; None for no bound.
+        resumed: whether an episode of another writer, or a closed one, went on in the log.
         on_roll: called after the log went on in a new segment, with the log's lock held.
     """
 
@@ -55,6 +56,7 @@ class Behind:
     largest: int | None = None
     evicted_below: int = 0
     on_roll: Callable[[], None] | None = None
+    resumed: bool = False
 
 
 class GrowingLog:
@@ -240,6 +242,7 @@ class GrowingLog:
         self.segment.heap[at : at + len(body)] = np.frombuffer(body, np.uint8)
         fact = np.zeros(1, FACT)
         fact["kind"] = kind
+        self.behind.resumed = self.behind.resumed or kind == RESUMPTION
         fact["writer"], fact["seq"], fact["time"] = self.id, self.first_fact + row, self.now()
         fact["episode_writer"], fact["episode"] = key
         fact["step_writer"], fact["step_seq"] = step if step is not None else (-1, -1)
@@ -308,7 +311,7 @@ class GrowingLog:
                 self.unusable = "closed"
                 rows, facts = self.first_row + self.rows, self.first_fact + self.facts
                 self.segment.mark_sealed()
-                seal(self.folder, Seal(rows, facts, self._count, clean=True))
+                seal(self.folder, Seal(rows, facts, self._count, clean=True, resumed=self.behind.resumed))
         finally:
             self.unusable = self.unusable or "closed"
             self._release()

@@ -15,11 +15,12 @@ import numpy as np
 from recollect.errors import CorruptionError, NotFound, StoreError
 from recollect.hot.first import First, Resumption, read_first
 from recollect.hot.layouts import Layouts
-from recollect.hot.parse import parse, parse_all, resumption
+from recollect.hot.parse import parse, parse_all
 from recollect.hot.seal import Seal, read_seal
-from recollect.hot.segment import RESUMPTION, ROWS_MASK, VALUES, Segment
+from recollect.hot.segment import ROWS_MASK, Segment
 from recollect.hot.tails import TailFile, damaged_slots, read_tails
 from recollect.hot.translate import Translation
+from recollect.hot.turns import Turns
 from recollect.records.block import Block, join_rows
 from recollect.records.layout import FINAL, Layout
 from recollect.view import EpisodeKey, Fact, Ids, make_ids
@@ -37,8 +38,6 @@ class WriterLog:
         rows, facts: published counts.
         first: where the log begins now; what is before it was evicted.
         gone: whether all of it was evicted, the folder too.
-        resumed: episodes that go on in this log, each with its resumptions here, oldest first.
-        closed: episodes that were closed here and not resumed here since → number of the fact that says so.
     """
 
     def __init__(self, folder: Path, layouts: Layouts) -> None:
@@ -50,9 +49,7 @@ class WriterLog:
         self.first = First()
         self.gone = False
         self._seal: Seal | None = None
-        self.resumed: dict[EpisodeKey, list[Resumption]] = {}
-        self.closed: dict[EpisodeKey, int] = {}
-        self._scanned = 0
+        self._turns = Turns()
         self._facts: list[Fact] = []
         self._parsed = 0
         """Facts below it are in `_facts`, or were evicted."""
@@ -82,10 +79,8 @@ class WriterLog:
     def _count(self, last: Segment, word: int) -> None:
         header = last.header
         self.facts = header.first_fact + min(word >> 32, header.shape.facts)
-        if self.facts > self._scanned:
-            self._find_turns()
         self.rows = header.first_row + min(word & ROWS_MASK, header.shape.rows)
-        self._word = word  # last: what fails above is looked at again
+        self._word = word
 
     def _watch(self) -> None:
         """Chooses what tells that nothing is new: the newest segment's control words. Whoever seals a log marks its
@@ -98,8 +93,6 @@ class WriterLog:
     def _refresh(self) -> None:
         if not self.sealed:
             self._look()
-            if self.facts > self._scanned:
-                self._find_turns()
 
     def _look(self) -> None:
         seal = read_seal(self.folder)
@@ -114,6 +107,8 @@ class WriterLog:
                         f"segment {self._next} of writer {self.writer} is missing in {str(self.folder)!r}",
                         remedy="Restore the workspace from a backup or a buffer",
                     )
+            if not seal.resumed:
+                self._turns.scanned = max(self._turns.scanned, seal.facts)
             self.rows, self.facts, self._seal = seal.rows, seal.facts, seal
             return
         if not self.segments:
@@ -126,23 +121,31 @@ class WriterLog:
             if not (last.rolled and self._open_next()):
                 break
 
-    def _find_turns(self) -> None:
-        for segment, end in self._fact_spans(self.facts):
-            first = segment.header.first_fact
-            low, high = max(self._scanned, first) - first, end - first
-            if low >= high:
-                continue
-            segment.checked.require_facts(high)
-            for row in (low + np.flatnonzero(segment.facts["kind"][low:high] != VALUES)).tolist():
-                if segment.facts["kind"][row] == RESUMPTION:
-                    found = resumption(segment, row)
-                    self.closed.pop(found.key, None)
-                    self.resumed[found.key] = [*self.resumed.get(found.key, ()), found]
-                else:
-                    record = segment.facts[row]
-                    key = EpisodeKey(int(record["episode_writer"]), int(record["episode"]))
-                    self.closed[key] = first + row
-        self._scanned = self.facts
+    @property
+    def resumed(self) -> dict[EpisodeKey, list[Resumption]]:
+        """Episodes that go on in this log, each with its resumptions here, oldest first.
+
+        Raises:
+            CorruptionError: a fact is damaged.
+        """
+        return self._scanned().resumed
+
+    @property
+    def closed(self) -> dict[EpisodeKey, int]:
+        """Of a log that may still grow: episodes that were closed in it and not resumed in it since → number of the
+        fact that says so. Of one that was sealed nobody asks: all its episodes may be gone on with.
+
+        Raises:
+            CorruptionError: a fact is damaged.
+        """
+        return self._scanned().closed
+
+    def _scanned(self) -> Turns:
+        """What the facts published until now say, so that no row is seen before the resumption that explains it."""
+        if self._turns.scanned < self.facts:
+            with self._lock:
+                self._turns.scan(self._fact_spans(self.facts), self.facts)
+        return self._turns
 
     @property
     def sealed(self) -> bool:
@@ -241,13 +244,8 @@ class WriterLog:
                 self.unlinked.append(weakref.ref(segment.map))
         self.segments = [s for s in self.segments if s.header.index >= first.segment]
         self._facts = [*first.facts, *(f for f in self._facts if f.seq >= first.fact)]
-        for r in first.resumed:
-            known = self.resumed.get(r.key, [])
-            if r not in known:
-                self.resumed[r.key] = sorted([*known, r], key=lambda x: x.turn)
-        if self._scanned < first.fact:
-            self.closed = dict(first.closed)
-        self._parsed, self._scanned = max(self._parsed, first.fact), max(self._scanned, first.fact)
+        self._turns.begin_at(first)
+        self._parsed = max(self._parsed, first.fact)
         self.rows, self.facts = max(self.rows, first.row), max(self.facts, first.fact)
         self.first = first
 

@@ -19,7 +19,7 @@ from recollect.hot.files import lock_when_free, locked, os_errors, sync_file, sy
 from recollect.hot.first import read_first
 from recollect.hot.layouts import Layouts
 from recollect.hot.seal import Seal, read_seal, seal
-from recollect.hot.segment import OWNER, ROWS_MASK, Segment
+from recollect.hot.segment import OWNER, RESUMPTION, ROWS_MASK, Segment
 from recollect.hot.tails import damaged_slots
 from recollect.view import Extent
 
@@ -108,6 +108,7 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
     rows, facts, segments, checked, lost_segments = first.row, first.fact, first.segment, 0, 0
     unsynced = []
     counted_rows, counted_facts = rows, facts
+    resumed = False
     whole, layout, next_index = True, layouts.newest, first.segment
     for path in sorted(folder.glob("*.seg")):
         index = int(path.stem)
@@ -150,6 +151,8 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
         end = segment.checked.whole_rows(min(from_row, shape.rows), shape.rows)
         fact_end = segment.checked.whole_facts(min(from_fact, shape.facts), shape.facts)
         checked += end - from_row
+        # Of those that were durable nothing was read, and an unread kind is not to be believed.
+        resumed = resumed or from_fact > 0 or bool((segment.facts["kind"][from_fact:fact_end] == RESUMPTION).any())
         if moved or (end, fact_end) != (from_row, from_fact):
             unsynced.append(path)
         rows, facts, segments = header.first_row + end, header.first_fact + fact_end, segments + 1
@@ -167,7 +170,8 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
             if item.exists():  # otherwise it was evicted meanwhile
                 raise
     sync_folder(folder)
-    seal(folder, Seal(rows, facts, segments, False, lost, lost_facts, lost_segments, len(tails), lost_tails))
+    what = Seal(rows, facts, segments, False, resumed, lost, lost_facts, lost_segments, len(tails), lost_tails)
+    seal(folder, what)
     cut = Extent(writer, *lost) if lost else None
     return Recovery(writer, rows, facts, cut, lost_facts, lost_segments, lost_tails, checked)
 

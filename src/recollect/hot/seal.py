@@ -20,6 +20,7 @@ class Seal:
         rows, facts: what it holds.
         segments: files of the log; later ones are beyond the end.
         clean: whether its writer closed it.
+        resumed: whether a resumption may be among its facts; False spares readers the look.
         lost: rows `[start, stop)` that had been published, or counted as durable, and were not whole.
         lost_facts: facts likewise; `lost_segments` files that are missing or could not be read.
         tails: tails files, and `lost_tails` their slots that were damaged: observations that waited there are lost.
@@ -29,6 +30,7 @@ class Seal:
     facts: int
     segments: int
     clean: bool
+    resumed: bool
     lost: tuple[int, int] | None = None
     lost_facts: int = 0
     lost_segments: int = 0

@@ -244,7 +244,9 @@ class _LogCheck:
 
     def _is_nothing(self) -> bool:
         """Whether the writer died before it had a log."""
-        return self.seal is not None and not self.beyond and self.seal == Seal(0, 0, 0, self.seal.clean)
+        return (
+            self.seal is not None and not self.beyond and self.seal == Seal(0, 0, 0, self.seal.clean, self.seal.resumed)
+        )
 
     def _open(self, file: Path) -> None:
         try:
