@@ -9,9 +9,9 @@ import pytest
 
 from recollect.testing.actor import Actor, Journal
 from recollect.testing.corpus import SCHEMAS
+from recollect.testing.expected import Expectation, Wrong, expect
 from recollect.testing.follow import Follower, Followers
 from recollect.testing.ledger import Append, Leave, Op, Open, Resume
-from recollect.testing.oracle import Expectation, Wrong, expect
 from recollect.view import View
 from recollect.workspace import Workspace, create_workspace
 

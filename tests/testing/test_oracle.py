@@ -13,8 +13,9 @@ import pytest
 from recollect.hot.store import HotStore
 from recollect.testing.actor import Actor, Journal, random_ops
 from recollect.testing.corpus import SCHEMAS
+from recollect.testing.expected import Bounds, Expectation, Wrong, adopt, expect
 from recollect.testing.ledger import Annotate, Append, Extend, Finish, Leave, Op, Open, Resume, Sync
-from recollect.testing.oracle import Bounds, Expectation, Wrong, adopt, check_workspace, expect
+from recollect.testing.oracle import check_workspace
 from recollect.workspace import create_workspace, open_workspace
 
 OPS: list[Op] = [

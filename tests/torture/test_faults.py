@@ -22,8 +22,9 @@ from recollect.errors import DiskFull, StoreError, WriterError
 from recollect.hot import growing
 from recollect.testing.actor import Actor
 from recollect.testing.corpus import SCHEMAS
+from recollect.testing.expected import Bounds, Expectation
 from recollect.testing.ledger import Append, Close, Ledger, Op, Open, Sync
-from recollect.testing.oracle import Bounds, Expectation, check_workspace
+from recollect.testing.oracle import check_workspace
 from tests.support import python, run_python
 
 STEPS = 5

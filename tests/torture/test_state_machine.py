@@ -26,6 +26,7 @@ from recollect.testing.actor import LANES
 from recollect.testing.cases import scratch_folder
 from recollect.testing.corpus import SCHEMAS
 from recollect.testing.disk import Disk
+from recollect.testing.expected import Bounds, Expectation, adopt
 from recollect.testing.follow import Followers
 from recollect.testing.ledger import (
     Annotate,
@@ -43,7 +44,7 @@ from recollect.testing.ledger import (
     Resume,
     Sync,
 )
-from recollect.testing.oracle import Bounds, Expectation, adopt, check_workspace
+from recollect.testing.oracle import check_workspace
 from recollect.testing.power import rebooted
 from recollect.view import StepId
 from tests.torture.puppet import Theatre

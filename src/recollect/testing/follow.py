@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 
 from recollect.records.grown import GrownRows
-from recollect.testing.oracle import Expectation, check_view, require
+from recollect.testing.expected import Expectation, require
+from recollect.testing.oracle import check_view
 from recollect.view import Slots, View
 from recollect.workspace import Workspace
 

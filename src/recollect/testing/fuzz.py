@@ -26,10 +26,11 @@ from recollect.schema.fields import is_heap
 from recollect.testing.actor import Actor, Journal, random_ops
 from recollect.testing.cases import Report, doing, run_cases
 from recollect.testing.corpus import SCHEMAS
+from recollect.testing.expected import Bounds, Expectation, Wrong, expect, require
 from recollect.testing.instants import die
 from recollect.testing.kills import ended, forked, small_segments
 from recollect.testing.ledger import Close, Ledger
-from recollect.testing.oracle import Bounds, Expectation, Wrong, check_workspace, expect, require, warm_up
+from recollect.testing.oracle import check_workspace, warm_up
 from recollect.testing.questions import Answers, Pinned, ask, build_indexes, check_answers, is_reported
 from recollect.workspace import Workspace, create_workspace, open_workspace
 

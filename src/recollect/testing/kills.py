@@ -21,9 +21,10 @@ from recollect.hot import growing
 from recollect.testing.actor import Actor, Journal, random_ops
 from recollect.testing.cases import Report, run_cases
 from recollect.testing.corpus import SCHEMAS
+from recollect.testing.expected import Expectation, adopt, expect, require
 from recollect.testing.instants import at_instant, die
 from recollect.testing.ledger import Ledger, Op, Resume
-from recollect.testing.oracle import Expectation, adopt, check_workspace, expect, require, warm_up
+from recollect.testing.oracle import check_workspace, warm_up
 from recollect.view import StepId
 from recollect.workspace import create_workspace, open_workspace
 

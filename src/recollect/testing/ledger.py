@@ -89,7 +89,25 @@ class Close(NamedTuple):
     writer: int
 
 
-Op: TypeAlias = Open | Append | Extend | Lanes | Finish | Leave | Resume | Annotate | Sync | Close
+class Limit(NamedTuple):
+    """Another limit of what is kept: the newest `rows`, or, where that is 0, nothing but what is being written. With
+    `drop`, what was not promoted goes too."""
+
+    rows: int
+    drop: bool
+
+
+class Evict(NamedTuple):
+    """What may go, goes."""
+
+
+class Evolve(NamedTuple):
+    """The next version of the schema. Writers that are open keep theirs."""
+
+
+Op: TypeAlias = (
+    Open | Append | Extend | Lanes | Finish | Leave | Resume | Annotate | Sync | Close | Limit | Evict | Evolve
+)
 
 
 @dataclass
@@ -97,14 +115,18 @@ class LogModel:
     """What one writer's log holds.
 
     Attributes:
+        version: of the schema that the writer began with.
         moments: its steps, in order; `marks` its episode facts.
         bounds: numbers of steps at which an operation ended: a block is there whole or not at all.
         durable_moments, durable_marks: how many a completed sync covered.
     """
 
     durability: str
+    version: int = 1
     moments: list[Moment] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
+    marked: dict[int, int] = field(default_factory=dict)
+    """Episode fact → its episode."""
     bounds: set[int] = field(default_factory=lambda: {0})
     durable_moments: int = 0
     durable_marks: int = 0
@@ -134,6 +156,8 @@ class Ledger:
     held: dict[int, int] = field(default_factory=dict)
     """Open episode → the writer that has it open."""
     numbers: dict[tuple[int, str, int], int] = field(default_factory=dict)
+    version: int = 1
+    """Newest version of the schema."""
     first_episode: int = 0
     """The number of the first episode, for ledgers that are laid side by side."""
     _opened: int = 0
@@ -143,7 +167,12 @@ class Ledger:
         """Follows an operation that was carried out whole."""
         match op:
             case Open():
-                self.logs[op.writer] = LogModel(op.durability)
+                self.logs[op.writer] = LogModel(op.durability, self.version)
+                return []
+            case Evolve():
+                self.version += 1
+                return []
+            case Limit() | Evict():
                 return []
             case Annotate():
                 self._count += 1
@@ -170,6 +199,7 @@ class Ledger:
             case Finish():
                 self._count += 1
                 log.marks.append(self._count)
+                log.marked[self._count] = self.episode(op.writer, "a", op.episode)
             case Leave():
                 del self.held[self.episode(op.writer, "a", op.episode)]
             case Resume():
@@ -195,8 +225,17 @@ class Ledger:
         """A step by its number."""
         return self.logs[uid // UIDS_PER_WRITER].moments[uid % UIDS_PER_WRITER]
 
+    def log_of(self, moment: Moment) -> LogModel:
+        return self.logs[moment.uid // UIDS_PER_WRITER]
+
     def can_resume(self, episode: int) -> bool:
         return self.steps[episode] > 0 and episode not in self.finished and episode not in self.held
+
+    def version_of(self, episode: int) -> int:
+        """The newest version of the schema that a step of the episode was written in."""
+        return max(
+            (log.version for log in self.logs.values() if any(m.episode == episode for m in log.moments)), default=1
+        )
 
     def all_died(self) -> None:
         """What is left when every writer is dead: episodes as far as their steps are there, none of them open."""

@@ -30,10 +30,11 @@ from recollect.testing.actor import Actor, Journal, random_ops
 from recollect.testing.cases import Report, run_cases
 from recollect.testing.corpus import SCHEMAS
 from recollect.testing.disk import Device, Disk
+from recollect.testing.expected import Expectation, adopt, expect, require
 from recollect.testing.instants import at_instant, die
 from recollect.testing.kills import check_settled, ended, forked, small_segments
 from recollect.testing.ledger import Ledger, Op, Resume
-from recollect.testing.oracle import Expectation, adopt, check_workspace, expect, require, warm_up
+from recollect.testing.oracle import check_workspace, warm_up
 from recollect.workspace import Workspace, create_workspace, open_workspace
 
 

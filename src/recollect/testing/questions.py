@@ -10,7 +10,7 @@ import numpy as np
 
 from recollect.errors import RecollectError
 from recollect.recall.verify import verify
-from recollect.testing.oracle import require
+from recollect.testing.expected import require
 from recollect.view import StepId
 from recollect.workspace import Workspace
 
