@@ -208,8 +208,7 @@ def test_rows_are_not_read_in_an_older_layout_than_their_own() -> None:
 
 def test_a_signalling_nan_is_widened_without_a_warning() -> None:
     raw = np.array([0x7F800001, 0x3F800000], np.uint32).view(np.float32)
-    old = {"observation": rc.Tensor("float32", (2,)), "past": rc.Ragged("float32")}
-    ws = rc.create_workspace("w", rc.Schema(old))
+    ws = rc.create_workspace("w", rc.Schema({"observation": rc.Tensor("float32", (2,)), "past": rc.Ragged("float32")}))
     with ws.writer() as writer, writer.episode() as episode:
         episode.append(observation=raw, past=raw)
     ws.evolve(rc.Schema({"observation": rc.Tensor("float64", (2,)), "past": rc.Ragged("float64")}))

@@ -78,7 +78,8 @@ def fixed_values(leaf: Leaf, numbers: Sequence[int] | NDArray[np.int64]) -> NDAr
         out = raw.reshape(len(asked), -1, 4)[:, :, 0].astype(np.float32) / 16
     else:
         out = np.ascontiguousarray(raw).view(dtype)
-    return out.reshape(len(asked), *field.shape).astype(field.dtype, copy=False)
+    with np.errstate(invalid="ignore"):  # a signalling NaN that is widened
+        return out.reshape(len(asked), *field.shape).astype(field.dtype, copy=False)
 
 
 def heap_value(leaf: Leaf, number: int) -> Any:

@@ -79,7 +79,7 @@ def fuzz_case(folder: Path, chance: random.Random, counts: Counter[str]) -> None
             if victim.suffix == INDEX:
                 counts[examine_index(path, whole)] += 1
             else:
-                counts[examine(path, whole, deep=k % 8 == 0)] += 1
+                counts[examine(path, whole, deep=k % 16 == 0, verified=k % 4 == 0)] += 1
         except BaseException as e:
             raise Wrong(f"input {k}: {what}: {type(e).__name__}: {e}") from e
 
@@ -93,10 +93,10 @@ class Whole(NamedTuple):
     lenient: Expectation
 
 
-def examine(path: Path, whole: Whole, *, deep: bool) -> str:
+def examine(path: Path, whole: Whole, *, deep: bool, verified: bool) -> str:
     """Reads a damaged workspace; says whether it was refused, cut or right. Anything else is raised, and so is damage
-    of which `verify`, which looks first, says nothing."""
-    reported = is_reported(path)
+    of which `verify`, where it looks first, says nothing."""
+    reported = not verified or is_reported(path)
     outcome = _examine(path, whole, deep=deep)
     require(outcome == "right" or reported, f"verify says nothing, but the workspace is {outcome}")
     return outcome
@@ -213,7 +213,7 @@ def write_in_place(file: Path, raw: bytes) -> None:
 def _pick(files: dict[Path, bytes], chance: random.Random) -> Path:
     """A file: mostly a segment, since most bytes are there, or an index."""
     segments, indexes = ([f for f in files if f.suffix == suffix] for suffix in (".seg", INDEX))
-    kinds = (segments, segments, segments, indexes or segments, list(files), list(files))
+    kinds = [segments] * 8 + [indexes or segments] + [[f for f in files if f.suffix != INDEX]] * 4
     return chance.choice(chance.choice(kinds))
 
 

@@ -64,7 +64,7 @@ def power_case(folder: Path, chance: random.Random, counts: Counter[str]) -> Non
     if not creating:
         create_workspace(live / "w", schema, durability=durability).close()  # type: ignore[arg-type]
     before: Expectation | None = None
-    for generation in range(chance.choice((1, 1, 2, 3))):
+    for generation in range(chance.choice((1, 1, 1, 1, 2, 3))):
         ops = random_ops(
             chance,
             chance.choice((3, 10, 30, 80)),

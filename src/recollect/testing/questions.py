@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recollect.errors import RecollectError
+from recollect.errors import NotFound, RecollectError
 from recollect.recall.verify import verify
 from recollect.testing.expected import require
 from recollect.view import StepId
@@ -43,8 +43,16 @@ def ask(workspace: Workspace) -> Answers:
     steps = every[~view.episodes.is_final]
     first = steps[np.unique(view.episodes.group[steps], return_index=True)[1]]
     asked = [StepId(*i) for i in view.rows.ids(first).tolist()]
-    episodes = {id: tuple(workspace.episode(id)["uid"].tolist()) for id in asked}
+    episodes = {id: _uids(workspace, id) for id in asked}
     return Answers(episodes, frozenset(int(step["uid"]) for step in workspace.similar(QUERY, EVERY)))
+
+
+def _uids(workspace: Workspace, step: StepId) -> tuple[int, ...]:
+    """Of the steps of an episode; none where a damaged index hides it."""
+    try:
+        return tuple(workspace.episode(step)["uid"].tolist())
+    except NotFound:
+        return ()
 
 
 def check_answers(held: Answers, wanted: Answers) -> bool:
