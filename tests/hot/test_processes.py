@@ -449,7 +449,7 @@ def test_a_block_of_several_parts_fails_whole_on_a_full_disk(monkeypatch: pytest
 
         def fallocate(fd: int, at: int, size: int) -> None:
             calls.append(size)
-            if len(calls) == 2:
+            if len(calls) >= 2:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             real(fd, at, size)
 
@@ -458,6 +458,34 @@ def test_a_block_of_several_parts_fails_whole_on_a_full_disk(monkeypatch: pytest
             writer.extend(block)
             writer.extend({**block, "episode": np.ones(n, int)})
         assert len(ws.view().rows) in (0, n)
+
+
+def test_a_writer_goes_on_in_smaller_segments_while_the_disk_has_room_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schema = rc.Schema({"observation": rc.Tensor("float32", (250,))})
+    real = os.posix_fallocate
+    room = 7 << 20
+
+    def fallocate(fd: int, at: int, size: int) -> None:
+        nonlocal room
+        if size > room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room -= size
+        real(fd, at, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", fallocate)
+    written = 0
+    with rc.create_workspace("w", schema, durability="process") as ws, ws.writer() as writer:
+        episode = writer.episode()
+        with pytest.raises(errors.DiskFull, match=r"allocating 1\.\d MiB"):
+            while True:
+                episode.append(observation=np.full(250, written))
+                written += 1
+        assert room < 1.1 * (1 << 20), "what was left had no room for the smallest segment"
+        view = ws.view()
+        seen = view.rows.gather(np.arange(len(view.rows)), ("observation",))["observation"][:, 0]
+        assert seen.tolist() == list(range(written))
 
 
 def test_no_room_for_a_writer_or_a_workspace_is_disk_full(monkeypatch: pytest.MonkeyPatch) -> None:

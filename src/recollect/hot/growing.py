@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from recollect.errors import NotFound, StoreError, WriterError
+from recollect.errors import DiskFull, NotFound, StoreError, WriterError
 from recollect.hot.fields import OpenEpisode
 from recollect.hot.files import locked, os_errors, sync_folder, try_lock
 from recollect.hot.seal import Seal, seal
@@ -138,14 +138,18 @@ class GrowingLog:
         """Rows at which an append needs another segment."""
         return self.segment.header.shape.rows - ROWS_PER_APPEND + 1
 
-    def _next_shape(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> Shape:
-        """The shape of the next segment, with room for the given needs."""
-        target = SEGMENT_BYTES[min(self._count, len(SEGMENT_BYTES) - 1)]
-        if self.behind.largest is not None:
-            target = max(SEGMENT_BYTES[0], min(target, self.behind.largest))
+    def _shape(self, target: int, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> Shape:
+        """The shape of a segment of about `target` bytes, with room for the given needs."""
         return Shape.fitting(
             self.layout, target, rows + ROWS_PER_APPEND, planes + ROWS_PER_APPEND, facts + 1, heap_bytes
         )
+
+    def _next_target(self) -> int:
+        """Bytes that the next segment is to have."""
+        target = SEGMENT_BYTES[min(self._count, len(SEGMENT_BYTES) - 1)]
+        if self.behind.largest is not None:
+            target = max(SEGMENT_BYTES[0], min(target, self.behind.largest))
+        return target
 
     def turn_page(self) -> None:
         """Makes room for one append's rows: looks ahead when a part of the segment is full, and goes on in a new
@@ -160,19 +164,26 @@ class GrowingLog:
         if self._mark is not None:
             self.max_rows = self._full
             self._mark = None
-            size = segment_bytes(self.layout, self._header(self._next_shape(), 0, 0))
+            size = segment_bytes(self.layout, self._header(self._shape(self._next_target()), 0, 0))
             self._spare.prepare(self.folder / f".next-{self._count:08d}.new", size)
 
     def roll(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> None:
-        """Goes on in a new segment with room for the given needs.
+        """Goes on in a new segment with room for the given needs: a smaller one where the disk has no room for it.
 
         Raises DiskFull and StoreError, leaving everything as it was. What interrupts it once the new file has its name,
         Ctrl-C for one, ends the writer: it could be in either segment.
         """
-        shape = self._next_shape(rows, planes, facts, heap_bytes)
+        target = self._next_target()
         path = self._path()
         try:
-            self._start(shape, self.first_row + self.rows, self.first_fact + self.facts)
+            for size in (target, *(s for s in SEGMENT_BYTES[::-1] if s < target)):
+                shape = self._shape(size, rows, planes, facts, heap_bytes)
+                try:
+                    self._start(shape, self.first_row + self.rows, self.first_fact + self.facts)
+                    break
+                except DiskFull:
+                    if size == SEGMENT_BYTES[0] or path.exists():
+                        raise
             self._let_go()
         except BaseException:
             if path.exists():

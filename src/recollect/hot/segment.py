@@ -152,7 +152,7 @@ class Segment:
             StoreError: the folder cannot be written.
         """
         regions, size = _regions(layout, header)
-        with os_errors("creating segment", path):
+        with os_errors(f"allocating {size / (1 << 20):.1f} MiB for segment", path):
             if blank is None:
                 blank = Blank.create(path.with_name(f".{path.name}.new"), size)
             try:
