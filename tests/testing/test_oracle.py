@@ -14,7 +14,21 @@ from recollect.hot.store import HotStore
 from recollect.testing.actor import Actor, Journal, random_ops
 from recollect.testing.corpus import SCHEMAS
 from recollect.testing.expected import Bounds, Expectation, Wrong, adopt, expect
-from recollect.testing.ledger import Annotate, Append, Extend, Finish, Leave, Op, Open, Resume, Sync
+from recollect.testing.ledger import (
+    Annotate,
+    Append,
+    Close,
+    Evict,
+    Evolve,
+    Extend,
+    Finish,
+    Leave,
+    Limit,
+    Op,
+    Open,
+    Resume,
+    Sync,
+)
 from recollect.testing.oracle import check_workspace
 from recollect.workspace import create_workspace, open_workspace
 
@@ -192,3 +206,45 @@ def test_a_workload_after_another_one_goes_on_with_its_episodes(tmp_path: Path) 
         second = expect(more, journal.read(), durability="interval", power=False, after=expectation)
         journal.close()
         check_workspace(workspace, second)
+
+
+def test_an_eviction_is_judged_by_what_was_promoted_and_by_what_must_be_left(tmp_path: Path) -> None:
+    ops: list[Op] = [Open(0, "process"), Append(0, 0), Append(0, 0, "terminated"), Close(0)]
+    ops += [Open(1, "process"), Append(1, 0, "", "same"), Limit(1, drop=True), Evict()]
+    journal = Journal()
+    with create_workspace(tmp_path / "w", SCHEMAS["plain"](), durability="process") as workspace:
+        Actor(workspace).run(ops, journal.note)
+        expectation = expect(ops, journal.read(), durability="process", power=False)
+        journal.close()
+        with pytest.raises(Wrong, match="must be there"):
+            check_workspace(workspace, expectation)
+        by_limit, by_promotion = copy.deepcopy(expectation), copy.deepcopy(expectation)
+        by_limit.drops, by_limit.least_rows = True, 1
+        assert check_workspace(workspace, by_limit).gone == {0: 2, 1: 0}
+        by_limit.least_rows = 2
+        with pytest.raises(Wrong, match="1 rows left, not 2"):
+            check_workspace(workspace, by_limit)
+        by_promotion.promoted = {0}
+        with pytest.raises(Wrong, match="must be there"):
+            check_workspace(workspace, by_promotion)
+        by_promotion.promoted = {0, 1}
+        assert check_workspace(workspace, by_promotion).gone == {0: 2, 1: 0}
+        by_promotion.gone = {1: 1}
+        with pytest.raises(Wrong, match="less 1 evicted"):
+            check_workspace(workspace, by_promotion)
+
+
+def test_rows_older_than_a_field_are_held_to_its_default(tmp_path: Path) -> None:
+    ops: list[Op] = [Open(0, "process"), Append(0, 0)]
+    for writer in (1, 2, 3):
+        ops += [Evolve(), Open(writer, "process"), Append(writer, 0), Append(0, 0)]
+    journal = Journal()
+    with create_workspace(tmp_path / "w", SCHEMAS["plain"](), durability="process") as workspace:
+        Actor(workspace).run(ops, journal.note)
+        expectation = expect(ops, journal.read(), durability="process", power=False)
+        journal.close()
+        check_workspace(workspace, expectation)
+        assert workspace.view().schema.by_path.keys() > {"count", "remark", "ratio"}
+        expectation.ledger.logs[2].version = 1
+        with pytest.raises(Wrong, match=r"count is there|remark is|ratio is"):
+            check_workspace(workspace, expectation)

@@ -93,7 +93,7 @@ workspace.resume_point = lambda *a: dataclasses.replace(real(*a), step=1)
     ),
     "power: a resumption does not flush the rows before it": (
         "power",
-        "must be there|without those before",
+        "must be there|without those before|unreported",
         """
 import recollect.hot.resume as resume
 resume.sync_file = lambda path: None

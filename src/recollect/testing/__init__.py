@@ -10,7 +10,9 @@ Each prints its seed, takes one from `--seed` or RECOLLECT_SEED, and ends with 1
     corpus       schemas, and steps whose every value follows from a number
     ledger       operations as data, and the model that follows them
     actor        carries operations out; makes up random workloads
-    oracle       compares a workspace with a ledger: `check_workspace`
+    expected     what a workload that was cut short must have left: `expect`, `adopt`
+    oracle       compares a workspace with that: `check_workspace`
+    late         the part of it that concerns facts
     questions    what indexes and `verify` answer while a byte is wrong
     follow       compares views that grow with a ledger, and with what they said before
     instants     acting at a chosen instruction of the product
@@ -19,5 +21,5 @@ Each prints its seed, takes one from `--seed` or RECOLLECT_SEED, and ends with 1
     strategies   Hypothesis strategies for schemas and steps (needs hypothesis)
 
 To try a workload of your own, let an `Actor` carry out a list of operations and give what its journal holds to
-`oracle.expect` and `oracle.check_workspace`.
+`expected.expect` and `oracle.check_workspace`.
 """
