@@ -153,6 +153,8 @@ class Ledger:
     """Episode → steps so far; episodes are numbered over the whole workspace."""
     finished: set[int] = field(default_factory=set)
     """Episodes that ended with a flag: they never go on."""
+    resumed: set[int] = field(default_factory=set)
+    """Episodes that were ever gone on with."""
     held: dict[int, int] = field(default_factory=dict)
     """Open episode → the writer that has it open."""
     numbers: dict[tuple[int, str, int], int] = field(default_factory=dict)
@@ -256,6 +258,7 @@ class Ledger:
         episode = self.moment(op.uid).episode
         assert self.can_resume(episode), f"{op}: the episode has ended, or is open"
         self.held[episode] = op.writer
+        self.resumed.add(episode)
         self.numbers = {key: e for key, e in self.numbers.items() if e != episode}
         self.numbers[op.writer, "a", op.episode] = episode
         for log in self.logs.values():

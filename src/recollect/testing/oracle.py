@@ -69,7 +69,11 @@ def check_view(view: View, expect: Expectation) -> Found:
     missing = [m for log in logs.values() for m in log.missing]
     left = [m for m in moments if m.uid % UIDS_PER_WRITER >= gone.get(m.uid // UIDS_PER_WRITER, 0)]
     rewards = check_rewards(view, expect, {m.uid for m in moments} - {m.uid for m in left}, {m.uid for m in missing})
-    marks = check_marks(view, expect, {m.episode for m in left})
+    # One that went on, and at some time had no row left, may have lost the facts written by then (design/0010, limits).
+    unsure = expect.ledger.resumed & {
+        m.episode for n, count in gone.items() for m in expect.ledger.logs[n].moments[:count]
+    }
+    marks = check_marks(view, expect, {m.episode for m in left} - unsure)
     _check_whole(moments + missing)
     slots = np.concatenate([*(log.slots for log in logs.values()), np.empty(0, np.int64)])
     _check_values(rows, moments, slots, _overlay(expect, rewards), {m.uid for m in left}, expect)
