@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any
 
 from recollect.cache.blocks import BlockCache
 from recollect.cache.view import BufferReader
-from recollect.cold.dataset import Datasets, Promotion
+from recollect.cold import torn
+from recollect.cold.cleanup import Cleanup, cleanup
+from recollect.cold.compact import Compaction, compact
+from recollect.cold.dataset import Datasets
+from recollect.cold.fold import Promotion
 from recollect.cold.location import Location
+from recollect.cold.pins import Pin
+from recollect.cold.verify import BufferReport, verify
 from recollect.errors import NotFound
-from recollect.promote.plan import cut_of
+from recollect.promote.upkeep import row_bytes
 from recollect.records.layout import Layout
 from recollect.records.part import part_of
 from recollect.schema import Schema
@@ -30,6 +36,7 @@ class Version:
         time: when it was promoted, UTC.
         rows: rows in it; `rows_added` those its promotion brought.
         workspace: name of the workspace they came from.
+        kept: whether it can still be opened; what cleanup removed stays in the list.
         statistics: per numeric field: rows, nulls, nans, count, mean, std, min, max (per element for small fields), and
             under `returns` and `lengths` those of the episodes that ended. Of the steps as they were written: late
             facts are not in them.
@@ -42,6 +49,7 @@ class Version:
     rows_added: int
     workspace: str
     statistics: Mapping[str, Any]
+    kept: bool = True
 
 
 class Buffer:
@@ -61,13 +69,14 @@ class Buffer:
         return self._data.schema
 
     def versions(self) -> list[Version]:
-        """Every version, oldest first."""
+        """Every version that a snapshot made, oldest first, those that were cleaned up included."""
         self._data.refresh()
         tags: dict[int, list[str]] = {}
         for name, number in self._data.tags().items():
             tags.setdefault(number, []).append(name)
+        there = self._data.version_numbers()
         out = []
-        for p in self._data.chain(self._data.promotion_id(self._data.steps)):
+        for p in self._data.history().log():
             number = p.base_version + 1
             out.append(
                 Version(
@@ -78,6 +87,7 @@ class Buffer:
                     p.rows,
                     p.record["lineage"]["workspace_name"],
                     _finished(p.record["statistics"]),
+                    number in there,
                 )
             )
         return out
@@ -98,11 +108,11 @@ class Buffer:
         """
         self._data.refresh()
         steps = self._data.at_version(self._number(which))
-        chain = self._data.chain(self._data.promotion_id(steps))
+        history = self._data.history(steps)
         name = f"{self.uri}@{which if which is not None else steps.version}"
-        if not chain:
+        if history.head is None:
             raise NotFound(f"{name} is empty", remedy="Snapshot a workspace to it first")
-        view = self._reader.view(steps, chain, cut_of(chain), name)
+        view = self._reader.view(steps, history, history.cut, name)
         return view if cut is None else part_of(view, cut)
 
     def _number(self, which: str | int | datetime | None) -> int:
@@ -125,6 +135,50 @@ class Buffer:
                 remedy=f"Tags: {', '.join(sorted(tags)) or 'none'}",
             )
         return tags[which]
+
+    # -- upkeep --------------------------------------------------------------------------------------------
+
+    def compact(self, *, progress: Callable[[int, int], None] | None = None) -> Compaction:
+        """Merges small data files of the newest version with their neighbours; rows keep their order.
+
+        A snapshot does so by itself once there are many. A row is written again only into a file at least four times
+        as large, so that a large file stays, with what was decoded of it. The new version holds the same rows; older
+        versions are left as they are.
+
+        Raises:
+            StoreError, DiskFull: the store cannot be reached or written. Nothing is half-done.
+        """
+        return compact(self._data, row_bytes(self._layout), progress=progress)
+
+    def cleanup(self, older_than: timedelta = timedelta(days=7), *, dry_run: bool = False) -> Cleanup:
+        """Removes versions of that age, and the leftovers of snapshots that were killed. For good.
+
+        Kept are the newest version, what a tag or a pin names, and what was staged less than two days ago.
+
+        Raises:
+            ArgumentError: a negative age.
+            ConflictError: another cleanup is under way.
+            StoreError: the store cannot be reached or written.
+        """
+        return cleanup(self._data, older_than.total_seconds(), dry_run=dry_run)
+
+    def pin(self, which: str | int | datetime | None = None, *, hold: timedelta = timedelta(days=1)) -> Pin:
+        """Keeps a version from cleanup for `hold`, or until the pin is released (it is a context manager).
+
+        Raises:
+            NotFound: there is no such version.
+            ConflictError: a cleanup was under way for two minutes.
+        """
+        self._data.refresh()
+        return Pin(self._data, self._number(which), hold.total_seconds())
+
+    def verify(self, *, progress: Callable[[int, int], None] | None = None) -> BufferReport:
+        """Reads everything that the newest version and every tagged or pinned one name, and checks it. Changes nothing.
+
+        Raises:
+            StoreError: the store cannot be reached.
+        """
+        return verify(self._data, row_bytes(self._layout), progress)
 
     @property
     def decoded_files(self) -> int:
@@ -160,6 +214,20 @@ def open_buffer(uri: str | os.PathLike[str], *, storage_options: Mapping[str, st
     return Buffer(Datasets.open_(Location(uri, storage_options)))
 
 
+def repair_buffer(uri: str | os.PathLike[str]) -> list[str]:
+    """Sets a newest version aside that a power cut left torn, so that a local buffer opens again; says what it did.
+
+    What goes back was never acknowledged by a snapshot, so that its rows are still in their workspace.
+
+    Raises:
+        ArgumentError: an object store, where no version is ever torn.
+        CorruptionError: no version can be read.
+    """
+    location = Location(uri)
+    torn.require_local(location)
+    return torn.go_back(location)
+
+
 def _finished(data: Mapping[str, Any]) -> dict[str, Any]:
     """Sums as the statistics that people read: the deviation in place of the squares."""
     import numpy as np
@@ -184,4 +252,4 @@ def _finished(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-__all__ = ["Buffer", "Promotion", "Version", "open_buffer"]
+__all__ = ["Buffer", "Promotion", "Version", "open_buffer", "repair_buffer"]

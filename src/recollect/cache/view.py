@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from recollect.cache.blocks import BlockCache
 from recollect.cold.arrow import decode, fill_block, sizes
-from recollect.cold.dataset import Datasets, Promotion
+from recollect.cold.dataset import Datasets
+from recollect.cold.history import History
 from recollect.cold.location import store_errors
 from recollect.errors import CorruptionError
 from recollect.records.block import Block
@@ -31,7 +32,7 @@ class BufferReader:
         self.decoded_files = 0
         """Data files decoded by this reader; the others were in the cache."""
 
-    def view(self, steps: Any, chain: list[Promotion], cut: Cut, name: str) -> View:
+    def view(self, steps: Any, history: History, cut: Cut, name: str) -> View:
         """A view of one version.
 
         Raises:
@@ -41,14 +42,14 @@ class BufferReader:
             blocks = [self._block(fragment) for fragment in steps.get_fragments()]
         pieces = [(b, 0, len(b.records)) for b in blocks]
         _check_order(pieces, cut, name)
-        stages = frozenset(p.stage for p in chain)
+        stages = history.stages
         return build_view(
             self.layout,
             cut,
             pieces,
             lambda ids: self._tails(ids, stages),
             _Once(lambda: self._facts(stages)),
-            overlay if self._has_step_facts(chain) else unchanged,
+            overlay if self._has_step_facts(history) else unchanged,
             name,
         )
 
@@ -91,8 +92,8 @@ class BufferReader:
         batches = table.take(pa.array(keep)).combine_chunks().to_batches()
         return make_ids([rows[k][1] for k in keep], [rows[k][2] for k in keep]), decode(self.layout, batches)
 
-    def _has_step_facts(self, chain: list[Promotion]) -> bool:
-        if not any(p.record["facts"] for p in chain):
+    def _has_step_facts(self, history: History) -> bool:
+        if not history.has_facts:
             return False
         with store_errors("reading buffer", self.data.location):
             return bool(self.data.dataset("facts").count_rows("step_seq IS NOT NULL"))
@@ -100,7 +101,9 @@ class BufferReader:
     def _facts(self, stages: frozenset[str]) -> FactIndex:
         with store_errors("reading buffer", self.data.location):
             table = self.data.dataset("facts").to_table()
-        columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "time"}
+        columns = {
+            name: table.column(name).to_pylist() for name in table.column_names if name not in ("time", "staged")
+        }
         times = table.column("time").cast(pa.int64()).to_pylist()
         facts = [
             Fact(

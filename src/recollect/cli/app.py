@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import recollect
-from recollect.cli import buffer, demo, doctor, promote, recall, tail, verify, workspace
+from recollect.cli import buffer, demo, doctor, promote, recall, tail, upkeep, verify, workspace
 from recollect.cli.guard import Guarded, report
 from recollect.cli.options import Json
 from recollect.cli.output import Output
@@ -30,6 +30,8 @@ app = typer.Typer(
 app.add_typer(workspace.app, name="workspace")
 app.command("snapshot")(promote.snapshot)
 app.command("log")(buffer.log)
+app.command("compact")(upkeep.compact)
+app.command("cleanup")(upkeep.cleanup)
 app.command("tail")(tail.tail)
 app.command("recall")(recall.recall)
 app.command("verify")(verify.verify)
