@@ -11,7 +11,7 @@ import pyarrow as pa
 from recollect.cache.blocks import BlockCache
 from recollect.cold.arrow import decode, fill_block, sizes
 from recollect.cold.dataset import Datasets, Promotion
-from recollect.cold.location import store_errors
+from recollect.cold.faults import store_errors
 from recollect.errors import CorruptionError
 from recollect.records.block import Block
 from recollect.records.build import build_view, unchanged

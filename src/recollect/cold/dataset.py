@@ -26,7 +26,9 @@ import pyarrow as pa
 from lance.fragment import write_fragments
 from lance.schema import LanceSchema
 
-from recollect.cold.location import Location, store_errors
+from recollect.cold.faults import store_errors
+from recollect.cold.location import Location
+from recollect.cold.probe import require_conditional_put
 from recollect.errors import ConflictError, CorruptionError, NotFound, SchemaMismatch
 from recollect.schema import Schema
 from recollect.schema.arrow import arrow_schema
@@ -135,6 +137,7 @@ class Datasets:
         )
         tails = arrow_schema(schema, observations_only=True)
         tails = tails.insert(0, pa.field("stage", pa.string()))
+        require_conditional_put(location)
         with store_errors("creating buffer", location):
             if location.is_local:
                 Path(location.uri).mkdir(parents=True, exist_ok=True)
@@ -242,6 +245,7 @@ class Datasets:
 
     def create_tag(self, tag: str, version: int) -> bool:
         """Names a version; False when the tag was there already, on any version."""
+        require_conditional_put(self.location)
         with store_errors("tagging", self.location):
             try:
                 self.steps.tags.create(tag, version)
@@ -266,6 +270,7 @@ class Datasets:
     def append(self, name: str, table: Any) -> None:
         """Adds rows to one of the small datasets. Appends never conflict; rows nobody names are ignored."""
         started = time.time()
+        require_conditional_put(self.location)
         with store_errors("writing to", self.location):
             lance.write_dataset(
                 table,
@@ -280,6 +285,7 @@ class Datasets:
     def stage_steps(self, batches: Iterable[Any], schema: Any, *, max_rows: int = MAX_FILE_ROWS) -> list[Any]:
         """Writes rows as data files that no version names yet; returns their fragments."""
         started = time.time()
+        require_conditional_put(self.location)
         with store_errors("writing to", self.location):
             reader = pa.RecordBatchReader.from_batches(schema, iter(batches))
             fragments: list[Any] = write_fragments(

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from recollect.cold.arrow import to_batches
 from recollect.cold.dataset import FACTS, PROMOTIONS, Datasets, Promotion
+from recollect.cold.faults import Backoff, TransientStoreError, persist
 from recollect.cold.location import Location
 from recollect.errors import AlreadyExists, ArgumentError, ConflictError, NotFound, StoreError
 from recollect.hot.files import locked
@@ -132,6 +133,7 @@ class _Promotion:
         self.layout: Layout  # the newest when the cut was taken: the schema may evolve meanwhile
         self.progress, self.started = progress, started
         self.created = False
+        self.staged: tuple[Plan, list[Any], str, Statistics] | None = None
         self.staged_at = 0.0
         self.attempts: dict[str, Plan] = {}
         """Promotion id → what it holds, for every commit tried: a refusal may be the echo of our own success."""
@@ -145,7 +147,14 @@ class _Promotion:
         data = self._open(create=bool(cut.extents or cut.facts))
         if data is None:
             return nothing_to_promote(self.location)
-        staged: tuple[Plan, list[Any], str, Statistics] | None = None
+        backoff = Backoff()
+        while True:
+            try:
+                return self._promote(data, cut)
+            except TransientStoreError as e:
+                backoff.wait(e)  # what came of it is unknown: the next round looks first
+
+    def _promote(self, data: Datasets, cut: Cut) -> Snapshot:
         for attempt in range(ATTEMPTS):
             data.refresh()
             base = data.steps
@@ -165,12 +174,12 @@ class _Promotion:
             tagged = self._tagged_version(data, chain, todo)
             if todo.is_empty:
                 return self._nothing_new(data, chain, cut, tagged)
-            if staged is not None and time.monotonic() - self.staged_at > STAGE_LIFETIME_S:
-                staged = None  # whoever cleans up may have taken the files for abandoned
-            if staged is None or staged[0] != todo:
+            if self.staged is not None and time.monotonic() - self.staged_at > STAGE_LIFETIME_S:
+                self.staged = None  # whoever cleans up may have taken the files for abandoned
+            if self.staged is None or self.staged[0] != todo:
                 self.staged_at = time.monotonic()
-                staged = (todo, *self._stage(data, todo))
-            version = self._commit(data, base, chain, staged)
+                self.staged = (todo, *self._stage(data, todo))
+            version = self._commit(data, base, chain, self.staged)
             if version is not None:
                 self._tag(data, version)
                 total = (chain[-1].total_rows if chain else 0) + todo.rows
@@ -190,11 +199,11 @@ class _Promotion:
     def _open(self, *, create: bool) -> Datasets | None:
         """The buffer, created where there is none and something to put into it."""
         try:
-            data = Datasets.open_(self.location)
+            data = persist(lambda: Datasets.open_(self.location))
         except NotFound:
             if not create:
                 return None
-            data = Datasets.create(self.location, self.layout.schema)
+            data = persist(lambda: Datasets.create(self.location, self.layout.schema))
             self.created = True
         what = f"buffer {self.location.uri!r}"
         if data.schema.evolves_to(self.layout.schema):
