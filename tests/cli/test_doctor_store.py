@@ -15,7 +15,7 @@ from tests.cli.driver import Cli
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     with stores.moto() as url:
-        stores.make_bucket(url, "bucket")
+        stores.make_bucket(url, "doctored")
         yield url
 
 
@@ -28,7 +28,7 @@ def _of_store(checks: list[dict[str, str]]) -> list[tuple[str, str]]:
 
 
 def test_a_good_store_passes_and_no_secret_is_shown(cli: Cli, endpoint: str) -> None:
-    ran = cli("doctor", "--store", "s3://bucket/replay", *_options(endpoint), "--json")
+    ran = cli("doctor", "--store", "s3://doctored/replay", *_options(endpoint), "--json")
     assert (ran.code, ran.document["ok"]) == (0, True)
     assert _of_store(ran.document["checks"]) == [
         ("store account", "ok"),
@@ -37,7 +37,7 @@ def test_a_good_store_passes_and_no_secret_is_shown(cli: Cli, endpoint: str) -> 
         ("store refuses a second creation of a key", "ok"),
     ]
     assert "test-secret" not in ran.out and "credentials: storage options" in ran.out and endpoint in ran.out
-    assert "_probe" not in stores.keys_of(endpoint, "bucket")
+    assert "_probe" not in stores.keys_of(endpoint, "doctored")
 
 
 def test_keys_from_a_file_are_told_by_their_place(cli: Cli, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,14 +48,14 @@ def test_keys_from_a_file_are_told_by_their_place(cli: Cli, endpoint: str, monke
     file.write_text("[work]\naws_access_key_id = test-key\naws_secret_access_key = test-secret\n")
     monkeypatch.setenv("AWS_PROFILE", "work")
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    ran = cli("doctor", "--store", "s3://bucket/replay")
+    ran = cli("doctor", "--store", "s3://doctored/replay")
     assert ran.code == 0 and "profile 'work'" in ran.out and "test-secret" not in ran.out
 
 
 def test_a_store_without_conditional_put_fails(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "served" / "bucket").mkdir(parents=True)
+    (tmp_path / "served" / "doctored").mkdir(parents=True)
     with stores.rclone(tmp_path / "served") as url:
-        ran = cli("doctor", "--store", "s3://bucket/replay", *_options(url), "--json")
+        ran = cli("doctor", "--store", "s3://doctored/replay", *_options(url), "--json")
     assert (ran.code, ran.document["ok"]) == (1, False)
     assert _of_store(ran.document["checks"])[-1] == ("store is writable", "failed")
     assert "If-None-Match" in ran.document["checks"][-1]["text"]
@@ -67,12 +67,12 @@ def test_a_store_that_may_not_be_written_or_reached_or_has_no_credentials_fails(
             return (403, "AccessDenied") if method != "GET" else None
 
     with ReadOnly(endpoint) as store:
-        ran = cli("doctor", "--store", "s3://bucket/replay", *_options(store.url), "--json")
+        ran = cli("doctor", "--store", "s3://doctored/replay", *_options(store.url), "--json")
     assert _of_store(ran.document["checks"])[1:] == [("store is reachable", "ok"), ("store is writable", "failed")]
     dead = f"http://127.0.0.1:{stores.free_port()}"
-    ran = cli("doctor", "--store", "s3://bucket/replay", *_options(dead), "--json")
+    ran = cli("doctor", "--store", "s3://doctored/replay", *_options(dead), "--json")
     assert _of_store(ran.document["checks"]) == [("store account", "failed")]
-    ran = cli("doctor", "--store", "s3://bucket/replay", "--json")
+    ran = cli("doctor", "--store", "s3://doctored/replay", "--json")
     assert ran.code == 1 and _of_store(ran.document["checks"]) == [("store account", "failed")]
     assert "AWS_ACCESS_KEY_ID" in ran.document["checks"][-1]["remedy"]
 

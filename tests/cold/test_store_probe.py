@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,9 +141,36 @@ def test_what_cannot_be_deleted_is_named_and_is_no_reason_to_stop(endpoint: str)
             return (403, "AccessDenied") if path.endswith("?delete") or method == "DELETE" else None
 
     with NoDeletion(endpoint) as store:
-        location = Location("s3://bucket/kept", stores.s3_options(store.url))
+        stores.make_bucket(endpoint, "keeping")
+        location = Location("s3://keeping/kept", stores.s3_options(store.url))
         assert probe.probe(location).leftover.startswith(probe.FOLDER)
         probe.require_conditional_put(location)
+
+
+def test_keys_that_a_program_hands_out_serve_the_probe_and_lance(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lance asks the program by itself, and again when they expire; the other client gets them from us."""
+    program = tmp_path / "program"
+    made = {"Version": 1, "AccessKeyId": "handed-out", "SecretAccessKey": "s", "SessionToken": "t"}
+    program.write_text(f"#!{sys.executable}\nprint({json.dumps(json.dumps(made))})\n")
+    program.chmod(0o755)
+    config = Path(os.environ["AWS_CONFIG_FILE"])
+    config.parent.mkdir()
+    config.write_text(f"[profile handed]\nendpoint_url = ENDPOINT\ncredential_process = {program}\n")
+
+    class OnlyThese(FaultProxy):
+        def translate(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+            self.counts[{k.lower(): v for k, v in headers}["authorization"].split("/")[0]] += 1
+            return headers
+
+    with OnlyThese(endpoint) as store, rc.create_workspace("w", SCHEMA) as ws:
+        config.write_text(config.read_text().replace("ENDPOINT", store.url))
+        monkeypatch.setenv("AWS_PROFILE", "handed")
+        _write(ws, 3)
+        assert ws.snapshot("s3://bucket/handed").rows_added == 3
+        signed = {k for k in store.counts if k != "requests"}
+        assert signed == {"AWS4-HMAC-SHA256 Credential=handed-out"}
 
 
 def test_an_option_that_the_store_does_not_know_is_named(endpoint: str) -> None:

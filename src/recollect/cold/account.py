@@ -1,9 +1,10 @@
 """What a store's client has to be told: where the store is, and who we are there.
 
-Lance reads some of it by itself and some not: of `~/.aws/config` the credentials but not the endpoint, of Azure's
-variables those of its own names but no connection string, and where it finds nothing it asks the metadata address of a
-cloud machine, which answers nowhere else (design/0014). So everything that can be found is found here, in the order of
-the store's own command line, and handed over by name. Secrets stay in memory.
+Lance finds some of it by itself and some not: of Azure's variables those of its own names but no connection string, of
+AWS a profile's keys but not those of a profile that is named as an option, and where it finds nothing it asks the
+metadata address of a cloud machine, which answers nowhere else. The client that tries a store out reads no files at all
+(design/0014). So everything that can be found is found here, in the order of the store's own command line, and handed
+over by name to both. Secrets stay in memory.
 """
 
 from __future__ import annotations
