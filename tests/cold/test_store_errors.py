@@ -12,7 +12,7 @@ import pytest
 import recollect as rc
 from recollect import errors
 from recollect.cold import account as account_module
-from recollect.cold.faults import TransientStoreError, persist, store_errors, translate
+from recollect.cold.faults import persist, store_errors, translate
 from recollect.cold.location import Location
 from recollect.testing.proxy import FaultProxy
 from tests import stores
@@ -53,7 +53,7 @@ def test_what_s3_refuses_is_named_with_its_remedy(status: int, code: str, wanted
         for act in (rc.open_buffer, _create):
             with pytest.raises(errors.StoreError, match=wanted) as caught:
                 act("s3://bucket/replay", storage_options=stores.s3_options(store.url))
-            assert not isinstance(caught.value, TransientStoreError), "an error that stays is not tried again"
+            assert not isinstance(caught.value, errors.StoreUnavailable), "an error that stays is not tried again"
             assert "test-secret" not in "".join(traceback.format_exception(caught.value))
 
 
@@ -66,11 +66,14 @@ def _create(uri: str, *, storage_options: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("Server returned non-2xx status code: 503 Service Unavailable: <Code>SlowDown</Code>", TransientStoreError),
-        ("429 Too Many Requests", TransientStoreError),
-        ("HTTP error: error sending request", TransientStoreError),
-        ("operation timed out", TransientStoreError),
-        ("500 Internal Server Error", TransientStoreError),
+        (
+            "Server returned non-2xx status code: 503 Service Unavailable: <Code>SlowDown</Code>",
+            errors.StoreUnavailable,
+        ),
+        ("429 Too Many Requests", errors.StoreUnavailable),
+        ("HTTP error: error sending request", errors.StoreUnavailable),
+        ("operation timed out", errors.StoreUnavailable),
+        ("500 Internal Server Error", errors.StoreUnavailable),
         ("<Code>ContainerNotFound</Code>", errors.StoreError),
         ("<Code>AuthenticationFailed</Code> 403 Forbidden", errors.StoreError),
         ("Dataset at path x was not found: Not found: x/_versions", errors.NotFound),
@@ -146,7 +149,7 @@ def test_only_transient_faults_are_tried_again() -> None:
     def flaky() -> int:
         tries.append(0)
         if len(tries) < 3:
-            raise TransientStoreError("busy")
+            raise errors.StoreUnavailable("busy")
         return len(tries)
 
     def wrong() -> int:

@@ -178,7 +178,7 @@ def test_waiting_is_jittered_and_bounded_in_time_and_number(monkeypatch: pytest.
 
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(time, "sleep", sleep)
-    error = faults.TransientStoreError("busy")
+    error = errors.StoreUnavailable("busy")
     backoff = faults.Backoff()
     with pytest.raises(errors.StoreError, match="busy"):
         while True:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from recollect.cold.location import Location
-from recollect.errors import ConflictError, DiskFull, NotFound, RecollectError, StoreError
+from recollect.errors import ConflictError, DiskFull, NotFound, RecollectError, StoreError, StoreUnavailable
 
 T = TypeVar("T")
 PATIENCE_S = 60.0
@@ -68,10 +68,6 @@ _TRANSIENT = (
 )
 
 
-class TransientStoreError(StoreError):
-    """A failure that may be gone at the next try: the store was busy or broken, or the network was."""
-
-
 @contextlib.contextmanager
 def store_errors(doing: str, location: Location) -> Iterator[None]:
     """Turns what lance and the store's client raise into our errors, keeping the first sentence and no secret."""
@@ -126,7 +122,7 @@ def translate(doing: str, location: Location, error: Exception) -> RecollectErro
     if has(_NOTHING_THERE):
         return NotFound(f"{what}: nothing there", remedy="Check the location; a snapshot creates the buffer")
     if has(_TRANSIENT):
-        return TransientStoreError(
+        return StoreUnavailable(
             f"{what}: the store cannot be reached or does not answer ({text})",
             remedy="Nothing was lost; run it again. recollect doctor --store checks endpoint and network",
         )
@@ -161,7 +157,7 @@ class Backoff:
         self._since = self._last = 0.0
         self._tries = 0
 
-    def wait(self, error: TransientStoreError) -> None:
+    def wait(self, error: StoreUnavailable) -> None:
         """Returns when it is time for another try. Raises the error when there were tries enough."""
         now = time.monotonic()
         if not self._tries or now - self._last > PATIENCE_S:
@@ -180,5 +176,5 @@ def persist(act: Callable[[], T]) -> T:
     while True:
         try:
             return act()
-        except TransientStoreError as e:
+        except StoreUnavailable as e:
             backoff.wait(e)

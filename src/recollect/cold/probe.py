@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from recollect.cold import aws
-from recollect.cold.faults import TransientStoreError, persist, store_errors
+from recollect.cold.faults import persist, store_errors
 from recollect.cold.location import Location
-from recollect.errors import ArgumentError, NotFound, StoreError
+from recollect.errors import ArgumentError, NotFound, StoreError, StoreUnavailable
 
 FOLDER = "_probe"
 RIVALS = 4
@@ -160,7 +160,7 @@ class _Client:
             return self._read(key) == content
         except NotFound:
             # S3 refuses with a conflict while another creation is under way, which may still fail.
-            raise TransientStoreError(f"{self._location.uri!r} refused a key that does not exist") from None
+            raise StoreUnavailable(f"{self._location.uri!r} refused a key that does not exist") from None
 
     def read(self, key: str) -> bytes:
         return persist(lambda: self._read(key))

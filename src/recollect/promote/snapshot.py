@@ -22,9 +22,9 @@ import pyarrow as pa
 
 from recollect.cold.arrow import to_batches
 from recollect.cold.dataset import FACTS, PROMOTIONS, Datasets, Promotion
-from recollect.cold.faults import Backoff, TransientStoreError, persist
+from recollect.cold.faults import Backoff, persist
 from recollect.cold.location import Location
-from recollect.errors import AlreadyExists, ArgumentError, ConflictError, NotFound, StoreError
+from recollect.errors import AlreadyExists, ArgumentError, ConflictError, NotFound, StoreError, StoreUnavailable
 from recollect.hot.files import locked
 from recollect.hot.store import HotStore
 from recollect.promote.plan import Mark, Plan, missing, plan, watermark
@@ -151,7 +151,7 @@ class _Promotion:
         while True:
             try:
                 return self._promote(data, cut)
-            except TransientStoreError as e:
+            except StoreUnavailable as e:
                 backoff.wait(e)  # what came of it is unknown: the next round looks first
 
     def _promote(self, data: Datasets, cut: Cut) -> Snapshot:
