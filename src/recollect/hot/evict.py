@@ -1,7 +1,7 @@
 """One eviction: what may go is chosen, noted durably, and only then unlinked.
 
-Order of work, killed anywhere (design/0010): `first.json` of each log that loses segments → `evicted.json`, at which
-readers look → unlinking. What a killed eviction left behind is removed by the next one. Evictions of one workspace
+Order of work, killed anywhere (design/0010): `evicted.json`, how far resumed episodes had got → `first.json` of each log
+that loses segments → `evicted.json`, at which readers look → unlinking. What a killed eviction left behind is removed by the next one. Evictions of one workspace
 take turns by a lock that nobody waits for.
 """
 
@@ -24,6 +24,7 @@ from recollect.hot.files import os_errors, try_lock
 from recollect.hot.first import First, Resumption, write_first
 from recollect.hot.keep import Choice, Keep, Parcel, choose
 from recollect.hot.log import WriterLog
+from recollect.hot.reached import highest, still_needed
 from recollect.hot.segment import Segment
 from recollect.hot.store import HotStore
 from recollect.hot.targets import read_home, trusted
@@ -156,6 +157,9 @@ class _Pass:
             else:
                 self.stops[writer] = (log.rows, log.facts)
         self.ended: set[EpisodeKey] = set()
+        self.over: dict[int, set[EpisodeKey]] = {}
+        """Writer → episodes whose end goes from its log: no row of theirs is left there."""
+        self.reached = dict(store.evicted.reached)
         self.alive: set[EpisodeKey] = set()
         self.seen: dict[int, set[int]] = {}
         self.notes: dict[int, First] = {}
@@ -168,7 +172,7 @@ class _Pass:
             self._scan(self.logs[writer], count)
         facts = {w: self._facts_at_stake(log, w in going) for w, log in self.logs.items()}
         keys = {f.episode for found in facts.values() for f in found}
-        keys |= {key for w in going for key in self.logs[w].resumed}
+        keys |= {key for w in going for key in self.logs[w].resumed} | self.reached.keys()
         keys |= {EpisodeKey(w, c) for w in going for c in self.seen[w] | set(self.logs[w].first.open)}
         self.alive = _alive(keys, self._hashes_left())
         self.notes = {w: self._beginning(self.logs[w], n, facts[w]) for w, n in going.items()}
@@ -210,12 +214,15 @@ class _Pass:
         return out
 
     def _still_resumed(self, log: WriterLog) -> tuple[Resumption, ...]:
-        """The resumptions noted in what goes, of episodes that keep a row or may still get one here."""
+        """The resumptions noted in what goes, of episodes that keep a row or may still get one here. Those of an episode
+        whose end went from here explain no row any more."""
+        over = self.over[log.writer]
         gone = {f.episode for f in log.read_facts(self.stops[log.writer][1])} | {r.key for r in log.first.resumed}
         return tuple(
             r
             for key, found in sorted(log.resumed.items())
-            if key in gone and (key in self.alive or (not log.sealed and key not in self.ended))
+            if key in gone and key not in over
+            if key in self.alive or not (log.sealed or key in self.ended or key in log.closed)
             for r in found
         )
 
@@ -230,15 +237,18 @@ class _Pass:
     # -- which facts are still needed ----------------------------------------------------------------------
 
     def _scan(self, log: WriterLog, count: int) -> None:
-        """Notes the episodes whose rows go, and which of them end there."""
-        mine = self.seen.setdefault(log.writer, set())
+        """Notes the episodes whose rows go, which of them end there, and how far those had got that were resumed."""
+        mine, over_here = self.seen.setdefault(log.writer, set()), self.over.setdefault(log.writer, set())
         for block, start, stop in log.pieces(log.first.row, self.stops[log.writer][0]):
             records = block.records[start:stop]
             mine |= set(np.unique(records["episode"][records["episode_writer"] == log.writer]).tolist())
             over = records[(records["flags"] & (TERMINATED | TRUNCATED)) != 0]
-            self.ended |= {
+            over_here |= {
                 EpisodeKey(w, c) for w, c in zip(over["episode_writer"].tolist(), over["episode"].tolist(), strict=True)
             }
+            for key, steps in highest(records, log.writer, log.resumed):
+                self.reached[key] = max(self.reached.get(key, 0), steps)
+        self.ended |= over_here
 
     def _hashes_left(self) -> NDArray[np.uint64]:
         """Hashes of the episodes that keep a row."""
@@ -294,6 +304,11 @@ class _Pass:
 
     def _carry_out(self, changed: Mapping[int, First], leaving: Mapping[int, First]) -> None:
         folder, before = self.store.folder, self.store.evicted
+        kept = still_needed(self.reached, self.alive, self._beginnings_after(leaving))
+        early = {**before.reached, **kept}
+        if early != before.reached:
+            # Before any row goes; whoever resumes an episode looks here after it looked at the rows.
+            write_evicted(folder, replace(before, reached=early))
         for writer, first in changed.items():
             write_first(self.logs[writer].folder, first)
         notes = leaving.values()
@@ -308,6 +323,7 @@ class _Pass:
                 dropped_rows=before.dropped_rows + sum(f.dropped_rows for f in notes),
                 dropped_facts=before.dropped_facts + sum(f.dropped_facts for f in notes),
                 leaving=frozenset(leaving),
+                reached=kept,
             ),
         )
         for writer in leaving:
@@ -321,6 +337,10 @@ class _Pass:
                 for path in log.folder.glob("*.tails"):
                     path.unlink(missing_ok=True)
         self.store.refresh()
+
+    def _beginnings_after(self, leaving: Mapping[int, First]) -> dict[int, First]:
+        """Where the logs begin that will be left."""
+        return {w: self.notes.get(w, log.first) for w, log in self.logs.items() if w not in leaving}
 
 
 def _hash(writer: NDArray[Any], counter: NDArray[Any]) -> NDArray[np.uint64]:

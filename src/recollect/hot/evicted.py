@@ -2,18 +2,22 @@
 
     <workspace>/evicted.json    replaced after each eviction; a changed file tells readers to look where logs begin
 
-It sums up the logs that went whole, since a writer per episode would otherwise leave a note per episode (design/0010).
+It sums up the logs that went whole, since a writer per episode would otherwise leave a note per episode, and says how far
+episodes had got that kept older steps only, so that nobody goes on with one where an older writer had left it
+(design/0010).
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from recollect.errors import CorruptionError
 from recollect.hot.files import replace_file
 from recollect.hot.notes import pack, unpack
+from recollect.view import EpisodeKey
 
 NAME = "evicted.json"
 
@@ -27,6 +31,8 @@ class Evicted:
         writers, rows, facts: what they held.
         dropped_rows, dropped_facts: how much of it the home buffer did not hold.
         leaving: writers that are in the sums and whose folders may still be there.
+        reached: episode → how many steps it has had at least: one more than the highest index that went. Of episodes that
+            were resumed, and keep a row or may be taken for new ones.
     """
 
     generation: int = 0
@@ -36,6 +42,7 @@ class Evicted:
     dropped_rows: int = 0
     dropped_facts: int = 0
     leaving: frozenset[int] = frozenset()
+    reached: Mapping[EpisodeKey, int] = field(default_factory=dict)
 
 
 def signature(note: str) -> tuple[int, int] | None:
@@ -57,10 +64,13 @@ def read_evicted(log: Path) -> Evicted:
         raise CorruptionError(
             f"{str(log.parent / NAME)!r} is damaged: {e}", remedy="Restore the workspace from a backup"
         ) from None
-    return Evicted(**{**data, "leaving": frozenset(int(w, 16) for w in data["leaving"])})
+    data["leaving"] = frozenset(int(w, 16) for w in data["leaving"])
+    data["reached"] = {EpisodeKey(w, c): steps for w, c, steps in data["reached"]}
+    return Evicted(**data)
 
 
 def write_evicted(log: Path, evicted: Evicted) -> None:
     """Durable when it returns. Raises OSError."""
     leaving = [f"{w:016x}" for w in sorted(evicted.leaving)]
-    replace_file(log.parent / NAME, pack({**evicted.__dict__, "leaving": leaving}))
+    reached = [[*key, steps] for key, steps in sorted(evicted.reached.items())]
+    replace_file(log.parent / NAME, pack({**evicted.__dict__, "leaving": leaving, "reached": reached}))

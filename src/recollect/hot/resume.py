@@ -3,7 +3,7 @@
 The failure feared: two writers append the same step, or a reader sees resumed steps without those before them. So an
 episode goes on only when the log of its last writer is sealed, or says that it was closed there, one resumption at a
 time; its earlier rows are flushed first, and the resumption itself is a record of the log that says which rows it comes
-after (design/0012).
+after. Nor does it go on where its newest steps were evicted: those that are left do not say what comes next (design/0012).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recollect.errors import EpisodeError
+from recollect.hot.evicted import Evicted, read_evicted
 from recollect.hot.files import is_locked, sync_file
 from recollect.hot.recover import recover
 from recollect.records.block import Block
@@ -106,13 +107,19 @@ def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoin
 def _settle(store: HotStore, key: EpisodeKey) -> tuple[Cut, tuple[Extent, ...], list[_Row]]:
     """A cut after which no other writer can add a row to the episode, with the episode's rows."""
     for _ in range(TRIES):
+        before = read_evicted(store.folder)
         store.refresh()
         owner = _owner(store, key)
         settled = owner is None or owner.sealed or key in owner.closed
         cut = store.cut()  # after that look: what was published until then is in it
         pieces, extents = store.catalog.rows_of(key, cut)
         rows = [row for block, start, stop in pieces for row in _rows(block.records[start:stop])]
-        _require_unended(store, key, cut, rows)
+        # After that look: what went before it was noted before it went. An eviction that ended meanwhile may have
+        # forgotten what it had noted, with the rows that were seen here.
+        gone = read_evicted(store.folder)
+        if gone.generation != before.generation:
+            continue
+        _require_next(store, key, cut, rows, gone)
         if settled and owner is _owner(store, key):
             return cut, extents, rows
         if owner is not None and not settled:
@@ -134,20 +141,28 @@ def _owner(store: HotStore, key: EpisodeKey) -> WriterLog | None:
     return max(found, key=lambda t: t[0], default=(0, None))[1]
 
 
-def _require_unended(store: HotStore, key: EpisodeKey, cut: Cut, rows: list[_Row]) -> None:
+def _require_next(store: HotStore, key: EpisodeKey, cut: Cut, rows: list[_Row], gone: Evicted) -> None:
+    """Raises EpisodeError unless there is a next step, the rows that are left tell its index, and the frames are there
+    that it reaches back to."""
     opener = store.logs.get(key.writer)
-    steps = [r for r in rows if not r.flags & FINAL]
+    if opener is not None and opener.gone:
+        opener = None
+    steps = sorted(r for r in rows if not r.flags & FINAL)
     name = store.catalog.facts_of([key], cut).id_of(key)
-    if not steps and opener is not None and key.counter < opener.first.next_episode:
+    another = "Open another attempt: writer.episode(id=)"
+    following = steps[-1].step + 1 if steps else 0
+    if not steps and (opener is None or key.counter < opener.first.next_episode or key in gone.reached):
+        raise EpisodeError(f"the rows of episode {name!r} were evicted", remedy=another)
+    if following < (reached := gone.reached.get(key, 0)):
         raise EpisodeError(
-            f"the rows of episode {name!r} were evicted", remedy="Open another attempt: writer.episode(id=)"
+            f"steps {following} to {reached - 1} of episode {name!r}, its newest, were evicted", remedy=another
         )
-    if steps and max(steps).flags & (TERMINATED | TRUNCATED):
-        raise EpisodeError(f"episode {name!r} has ended", remedy="Open another attempt: writer.episode(id=)")
-    if steps and min(steps).step > 0 and len(steps) < deepest_stack(store.layout.schema) - 1:
+    if steps and steps[-1].flags & (TERMINATED | TRUNCATED):
+        raise EpisodeError(f"episode {name!r} has ended", remedy=another)
+    reach = min(deepest_stack(store.layout.schema) - 1, following)
+    if reach and [r.step for r in steps[-reach:]] != list(range(following - reach, following)):
         raise EpisodeError(
-            f"the frames that the next step of episode {name!r} reaches back to were evicted",
-            remedy="Open another attempt: writer.episode(id=)",
+            f"the frames that the next step of episode {name!r} reaches back to were evicted", remedy=another
         )
 
 
