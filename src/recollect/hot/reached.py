@@ -18,7 +18,9 @@ from recollect.records.layout import FINAL
 from recollect.view import EpisodeKey
 
 
-def highest(records: NDArray[np.void], writer: int, resumed: Collection[EpisodeKey]) -> Iterator[tuple[EpisodeKey, int]]:
+def highest(
+    records: NDArray[np.void], writer: int, resumed: Collection[EpisodeKey]
+) -> Iterator[tuple[EpisodeKey, int]]:
     """Of the episodes that others may have steps of: each with one more than its highest step index.
 
     An episode that was never resumed loses its oldest steps first, as all its rows lie in one log.
