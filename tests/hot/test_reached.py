@@ -14,6 +14,7 @@ import recollect as rc
 from recollect import errors
 from recollect.hot.catalog import Catalog
 from recollect.hot.evicted import read_evicted, write_evicted
+from recollect.hot.files import sync_file
 from recollect.hot.first import read_first, write_first
 from recollect.view import EpisodeKey
 from tests.hot.retaining import SCHEMA, small_segments, write_episodes
@@ -38,7 +39,7 @@ def _append(episode: Any, start: int, stop: int, **last: Any) -> None:
 def _steps(ws: rc.Workspace, key: EpisodeKey) -> list[int]:
     view = ws.view()
     slots = view.episodes.rows_of(key)
-    return sorted(view.rows.gather(slots, ("step",))["step"].tolist())  # type: ignore[no-any-return]
+    return sorted(view.rows.gather(slots, ("step",))["step"].tolist())
 
 
 def _evict(ws: rc.Workspace) -> None:
@@ -183,8 +184,8 @@ def test_an_episode_of_which_only_facts_are_left_does_not_begin_again(ws: rc.Wor
 
 @pytest.mark.parametrize("newest", [1, 2])
 def test_frames_that_went_from_the_middle_of_an_episode_are_missed(newest: int) -> None:
-    spec = {"observation": rc.Frames((2, 2), stack=3), "uid": rc.Tensor("int64")}
-    with rc.create_workspace("w", rc.Schema(spec)) as ws:
+    schema = rc.Schema({"observation": rc.Frames((2, 2), stack=3), "uid": rc.Tensor("int64")})
+    with rc.create_workspace("w", schema) as ws:
 
         def append(episode: Any, start: int, stop: int) -> None:
             for i in range(start, stop):
@@ -228,3 +229,43 @@ def test_what_is_noted_of_resumed_episodes_does_not_grow_without_end(ws: rc.Work
                 most = max(most, len(read_evicted(ws.path / "log").reached))
                 assert carried < 100 and most < 100, (k, carried, most)
     assert most
+
+
+def test_a_resumption_whose_episode_ended_in_what_went_is_forgotten(ws: rc.Workspace) -> None:
+    """Its opener's rows stay at that eviction, and go at a later one, where nothing says any more that it ended."""
+    with ws.writer() as resumer:
+        with ws.writer() as opener:
+            for _ in range(20):
+                with opener.episode() as episode:
+                    _append(episode, 0, 1)
+                _append(resumer.resume_episode(episode.key), 1, 3, terminated=True)
+            write_episodes(resumer, 60)
+            _evict(ws)
+            assert len(read_evicted(ws.path / "log").reached) == 20
+        write_episodes(resumer, 60)
+        ws.retainer.close()  # it evicts behind a roll too
+        ws.evict()
+        assert not read_first(ws.path / "log" / f"{resumer.id:016x}").resumed
+        assert not read_evicted(ws.path / "log").reached
+
+
+def test_a_segment_that_goes_while_its_log_is_flushed_is_not_missed(
+    ws: rc.Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ws.writer() as one, ws.writer() as two:
+        write_episodes(one, 60)
+        with one.episode() as episode:
+            _append(episode, 0, 3)
+        synced = list[Path]()
+
+        def late(path: Path) -> None:
+            if not synced:
+                _evict(ws)
+            synced.append(path)
+            sync_file(path)
+
+        monkeypatch.setattr("recollect.hot.resume.sync_file", late)
+        with two.resume_episode(episode.key) as resumed:
+            _append(resumed, 3, 4)
+        assert not all(path.exists() for path in synced)
+        assert _steps(ws, episode.key) == [0, 1, 2, 3]

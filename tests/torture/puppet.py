@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import recollect
-from recollect.testing.ledger import Ledger, Op
+from recollect.testing.ledger import Ledger, Op, Resume
 from recollect.view import StepId
 
 
@@ -49,6 +49,11 @@ class Theatre:
         """Carries an operation out; returns the numbers of the id that it returned."""
         numbers: tuple[int, int] = self._ask(("do", op, -1))
         return numbers
+
+    def is_refused(self, op: Resume) -> bool:
+        """Whether an episode that may not go on does not."""
+        refused: bool = self._ask(("refuse", op))
+        return refused
 
     def flushed(self, folder: Path) -> None:
         """Tells the puppet's device that the files right in a folder were made durable by somebody else."""
@@ -125,6 +130,9 @@ def _perform(noted: int) -> None:
                 assert device is not None
                 device.note_folder(*rest)
                 answer = None
+            elif kind == "refuse":
+                assert actor is not None
+                answer = actor.is_refused(*rest)
             else:
                 assert actor is not None
                 op, instant = rest

@@ -215,8 +215,20 @@ class WorkspaceMachine(RuleBasedStateMachine):
         ledger = self.model.ledger
         if not ledger.can_resume(episode) or ledger.version_of(episode) > ledger.logs[writer].version:
             return False
-        steps = [m for log in ledger.logs.values() for m in log.moments if m.episode == episode]
-        return not self.model.is_gone(max(steps, key=lambda m: m.step))
+        return not self._lost_its_newest(episode)
+
+    def _lost_its_newest(self, episode: int) -> bool:
+        steps = [m for log in self.model.ledger.logs.values() for m in log.moments if m.episode == episode]
+        return self.model.is_gone(max(steps, key=lambda m: m.step))
+
+    def _refusals(self, writer: int) -> None:
+        """What is left of an episode whose newest step went does not say where it goes on: nobody may."""
+        ledger = self.model.ledger
+        named = [(uid, ledger.moment(uid)) for uid in self.model.ids]
+        here = {m.episode: uid for uid, m in named if not self.model.is_gone(m)}
+        for episode, uid in sorted(here.items()):
+            if ledger.can_resume(episode) and self._lost_its_newest(episode):
+                assert self.theatre.is_refused(Resume(writer, 0, uid)), f"episode {episode}: uid {uid}"
 
     @rule(data=st.data(), count=st.integers(1, 8))
     def write(self, data: st.DataObject, count: int) -> None:
@@ -242,7 +254,9 @@ class WorkspaceMachine(RuleBasedStateMachine):
     @rule(data=st.data(), count=st.integers(0, 3))
     def go_on(self, data: st.DataObject, count: int) -> None:
         """An episode that nobody has open any more, and some steps of it."""
-        op = self._resumption(data, data.draw(st.sampled_from(self.live)))
+        writer = data.draw(st.sampled_from(self.live))
+        self._refusals(writer)
+        op = self._resumption(data, writer)
         following = data.draw(NEXTS)
         if op is None:
             return

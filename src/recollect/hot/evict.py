@@ -217,7 +217,8 @@ class _Pass:
         """The resumptions noted in what goes, of episodes that keep a row or may still get one here. Those of an episode
         whose end went from here explain no row any more."""
         over = self.over[log.writer]
-        gone = {f.episode for f in log.read_facts(self.stops[log.writer][1])} | {r.key for r in log.first.resumed}
+        facts = log.read_facts(self.stops[log.writer][1])
+        gone = {f.episode for f in facts if f.seq >= log.first.fact} | {r.key for r in log.first.resumed}
         return tuple(
             r
             for key, found in sorted(log.resumed.items())

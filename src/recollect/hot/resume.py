@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recollect.errors import EpisodeError
+from recollect.errors import EpisodeError, StoreError
 from recollect.hot.evicted import Evicted, read_evicted
 from recollect.hot.files import is_locked, sync_file
 from recollect.hot.recover import recover
@@ -91,7 +91,11 @@ def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoin
     for log in (store.logs[w] for w in concerned if w in store.logs):
         if not log.sealed:
             for path in (*log.folder.glob("*.seg"), *log.folder.glob("*.tails")):
-                sync_file(path)
+                try:
+                    sync_file(path)
+                except StoreError:
+                    if path.exists():  # otherwise it was evicted meanwhile
+                        raise
     return ResumePoint(
         key,
         None if known.get("id") is None else str(known["id"]),
@@ -151,7 +155,7 @@ def _require_next(store: HotStore, key: EpisodeKey, cut: Cut, rows: list[_Row], 
     name = store.catalog.facts_of([key], cut).id_of(key)
     another = "Open another attempt: writer.episode(id=)"
     following = steps[-1].step + 1 if steps else 0
-    if not steps and (opener is None or key.counter < opener.first.next_episode or key in gone.reached):
+    if not steps and (opener is None or key.counter < opener.first.next_episode):
         raise EpisodeError(f"the rows of episode {name!r} were evicted", remedy=another)
     if following < (reached := gone.reached.get(key, 0)):
         raise EpisodeError(

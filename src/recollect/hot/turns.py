@@ -54,7 +54,10 @@ class Turns:
         self.scanned = max(self.scanned, stop)
 
     def begin_at(self, first: First) -> None:
-        """Takes what was carried over from evicted segments."""
+        """Takes what was carried over from evicted segments, and forgets what was not."""
+        carried = set(first.resumed)
+        left = {key: [r for r in found if r.row >= first.row or r in carried] for key, found in self.resumed.items()}
+        self.resumed = {key: found for key, found in left.items() if found}
         for r in first.resumed:
             known = self.resumed.get(r.key, [])
             if r not in known:

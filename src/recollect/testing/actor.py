@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from recollect.errors import EpisodeError
 from recollect.hot.growing import Durability
 from recollect.hot.keep import Keep, Unpromoted
 from recollect.hot.lanes import Lanes as OpenLanes
@@ -132,6 +133,14 @@ class Actor:
                 assert schema is not None
                 self.workspace.evolve(corpus.evolved(schema))
         return -1, -1
+
+    def is_refused(self, op: Resume) -> bool:
+        """Whether a resumption that may not be is refused."""
+        try:
+            self.writers[op.writer].resume_episode(self._ids[op.uid])
+        except EpisodeError:
+            return True
+        return False
 
     def _append(self, op: Append, moment: Moment) -> StepId:
         if moment.step == 0:
