@@ -90,6 +90,7 @@ def small_segments() -> None:
 def add(every: Expectation, one: Expectation) -> None:
     """Lays one child's expectation beside those of others. Only one of them may write late rewards."""
     every.ledger.logs.update(one.ledger.logs)
+    every.ledger.facts = max(every.ledger.facts, one.ledger.facts)
     every.writers.update(one.writers)
     every.bounds.update(one.bounds)
     every.ids.update(one.ids)
