@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from recollect.hot.store import HotStore
+from recollect.opening import create_workspace, open_workspace
 from recollect.testing.actor import Actor, Journal, random_ops
 from recollect.testing.corpus import SCHEMAS
 from recollect.testing.expected import Bounds, Expectation, Wrong, adopt, expect
@@ -30,7 +31,6 @@ from recollect.testing.ledger import (
     Sync,
 )
 from recollect.testing.oracle import check_workspace
-from recollect.workspace import create_workspace, open_workspace
 
 OPS: list[Op] = [
     Open(0, "process"),
