@@ -246,9 +246,18 @@ class Workspace:
 
     # -- reading -------------------------------------------------------------------------------------------
 
-    def recent(self, k: int = 32) -> Hits:
-        """The newest `k` steps over all writers, newest first."""
-        return Hits(()) if self.schema is None else recalled.recent(self._hot(), k)
+    def recent(self, k: int = 32, *, where: str | None = None) -> Hits:
+        """The newest `k` steps over all writers, newest first.
+
+        Args:
+            where: only steps that this condition is true of, such as `"reward > 0"`; `recollect.where` has the
+                language. It is looked for as far back as it takes.
+
+        Raises:
+            ArgumentError: `k` below 1, or a condition that cannot be read.
+            NotFound: a field or fact that the schema lacks.
+        """
+        return Hits(()) if self.schema is None else recalled.recent(self._hot(), k, where)
 
     def similar(self, query: str, k: int = 8) -> Hits:
         """The `k` steps that a text is most about, best first, with `scores`.
@@ -284,7 +293,8 @@ class Workspace:
         """A source of views that grow: pass it to a `Loader`, and each batch is drawn from what is published by then.
 
         A row's slot never changes. A refresh costs what the new rows cost, and one look at each live writer's counter
-        when there are none. The source belongs to one loader or thread.
+        when there are none. The source belongs to one loader or thread. It goes on when the schema evolves: the next
+        view has the newest schema, and the rows that it holds are read in it, once.
 
         Args:
             last: only the newest so many rows, in the order in which they arrived here, may be read and drawn; what

@@ -181,3 +181,34 @@ def test_a_reader_that_leaves_ends_it_quietly(live: list[str]) -> None:
     err = process.stderr.read()
     process.stderr.close()
     assert (code, err) == (141, "")
+
+
+def test_a_condition_chooses_what_is_shown_and_followed(cli: Cli) -> None:
+    schema = rc.Schema({"uid": rc.Tensor("int64")}, episode={"task": rc.Text()})
+    with rc.create_workspace("chosen", schema) as ws, ws.writer() as writer:
+        episode = writer.episode(task="hopper")
+        for uid in range(500):
+            episode.append(uid=uid)
+        shown = cli("tail", "chosen", "-n", "3", "--where", "uid < 100 and episode.task = 'hopper'", "--json").document
+        assert [s["fields"]["uid"] for s in shown["steps"]] == [97, 98, 99]
+        assert cli("tail", "chosen", "--where", "uid < 0", "--json").document["steps"] == []
+        follower = Follower(ws, "uid % 2 = 0")
+        for uid in range(500, 505):
+            episode.append(uid=uid)
+        assert [s["uid"] for s in follower.poll()] == [500, 502, 504]
+    wrong = cli("tail", "chosen", "--where", "uidd < 1", "--json")
+    assert (wrong.code, wrong.error["kind"]) == (4, "not_found")
+    assert "Did you mean 'uid'" in str(wrong.error)
+
+
+def test_a_follower_stops_at_the_beginning_of_a_log_that_was_evicted_from() -> None:
+    schema = rc.Schema({"uid": rc.Tensor("int64"), "blob": rc.Tensor("float64", (100,))})
+    with rc.create_workspace("kept", schema, keep=rc.Keep(rows=3000, unpromoted="drop")) as ws:
+        with ws.writer() as writer, writer.episode() as episode:
+            for uid in range(12_000):
+                episode.append(uid=uid, blob=np.zeros(100))
+        ws.evict()
+        (extent,) = ws.cut().extents
+        assert extent.start > 0
+        kept = extent.stop - extent.start
+        assert len(Follower(ws).newest(kept + 5)) == kept

@@ -26,7 +26,12 @@ class _Open:
 
 @dataclass
 class World:
-    """Writers that come, go, and append what `rng` says. Every kind of row and of fact is written."""
+    """Writers that come, go, and append what `rng` says, each under the schema that was the newest when it came. Every
+    kind of row and of fact is written.
+
+    Attributes:
+        noted: fields that facts about steps are written about.
+    """
 
     ws: rc.Workspace
     schema: rc.Schema
@@ -37,6 +42,7 @@ class World:
     steps: list[StepId] = field(default_factory=list)
     uid: int = 0
     blocks: int = 0
+    noted: tuple[str, ...] = ("reward",)
 
     def act(self) -> None:
         rng = self.rng
@@ -58,30 +64,30 @@ class World:
         else:
             self._append(self.open[int(rng.integers(len(self.open)))])
 
-    def _moment(self) -> dict[str, Any]:
+    def _schema_of(self, writer: int) -> rc.Schema:
+        return self.writers[writer].layout.schema
+
+    def _moment(self, schema: rc.Schema) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for leaf in self.schema.leaves:
+        for leaf in schema.leaves:
             if not (leaf.field.optional and self.rng.random() < 0.3):
                 values[leaf.path] = random_value(self.rng, leaf)
         values["uid"] = np.int64(self.uid)
-        values["reward"] = np.asarray(self.rng.standard_normal(), self._reward)  # sums of infinities warn
+        values["reward"] = np.asarray(self.rng.standard_normal(), _reward(schema))  # sums of infinities warn
         self.uid += 1
         return values
 
-    @property
-    def _reward(self) -> Any:
-        return self.schema.by_path["reward"].field.dtype  # type: ignore[union-attr]
-
     def _append(self, at: _Open) -> None:
         rng = self.rng
-        values = self._moment()
+        schema = self._schema_of(at.writer)
+        values = self._moment(schema)
         if at.promised is not None and rng.random() < 0.8:  # otherwise the step contradicts its tail
-            for leaf in self.schema.observations:
+            for leaf in schema.observations:
                 values.pop(leaf.path, None)
             values.update(at.promised)
         following = None
-        if self.schema.observations and rng.random() < 0.6:
-            following = self._observation()
+        if schema.observations and rng.random() < 0.6:
+            following = self._observation(schema)
         end = str(rng.choice(["", "terminated", "truncated"], p=[0.84, 0.08, 0.08]))
         ends = {end: True} if end else {}
         self.steps.append(at.episode.append(**nest(values), next_observation=next_of(following), **ends))
@@ -93,17 +99,18 @@ class World:
             self.open.remove(at)
             self.given_up.append(at)
 
-    def _observation(self) -> dict[str, Any]:
+    def _observation(self, schema: rc.Schema) -> dict[str, Any]:
         return {
             leaf.path: random_value(self.rng, leaf)
-            for leaf in self.schema.observations
+            for leaf in schema.observations
             if not (leaf.field.optional and self.rng.random() < 0.3)
         }
 
     def _extend(self) -> None:
         """A block of two interleaved episodes."""
-        plain = [leaf for leaf in self.schema.leaves if not is_heap(leaf.field) or not leaf.field.optional]
         writer = self.writers[int(self.rng.choice(list(self.writers)))]
+        schema = self._schema_of(writer.id)
+        plain = [leaf for leaf in schema.leaves if not is_heap(leaf.field) or not leaf.field.optional]
         n = int(self.rng.integers(2, 8))
         episode = self.blocks + np.arange(n) % 2
         self.blocks += 2
@@ -111,15 +118,15 @@ class World:
         for leaf in plain:
             values = [random_value(self.rng, leaf) for _ in range(n)]
             columns[leaf.path] = values if is_heap(leaf.field) else np.stack([np.asarray(v) for v in values])
-        columns["reward"] = self.rng.standard_normal(n).astype(self._reward)
+        columns["reward"] = self.rng.standard_normal(n).astype(_reward(schema))
         columns["uid"] = self.uid + np.arange(n)
         self.uid += n
         terminated = np.zeros(n, np.bool_)
         terminated[-1] = self.rng.random() < 0.5
         block = {"episode": episode, "step": np.arange(n) // 2, "terminated": terminated, **nest(columns)}
-        if self.schema.observations and self.rng.random() < 0.5:
+        if schema.observations and self.rng.random() < 0.5:
             following = {}
-            for leaf in self.schema.observations:
+            for leaf in schema.observations:
                 values = [random_value(self.rng, leaf) for _ in range(n)]
                 following[leaf.path] = values if is_heap(leaf.field) else np.stack([np.asarray(v) for v in values])
             block["next_observation"] = next_of(following)
@@ -127,7 +134,8 @@ class World:
 
     def _annotate(self) -> None:
         step = self.steps[int(self.rng.integers(len(self.steps)))]
-        self.ws.annotate(step, reward=float(np.round(self.rng.standard_normal(), 3)))
+        field = self.noted[int(self.rng.integers(len(self.noted)))]
+        self.ws.annotate(step, **{field: round(float(self.rng.standard_normal()), 3)})
 
     def _close(self, writer: int) -> None:
         self.writers.pop(writer).close()
@@ -135,14 +143,19 @@ class World:
         self.open = [e for e in self.open if e.writer != writer]
 
     def _hand_over(self) -> None:
-        """An episode that was given up goes on in another writer's log."""
-        if not self.given_up or not self.writers:
+        """An episode that was given up goes on in the log of another writer, which knows the newest schema."""
+        able = [w for w in self.writers if self._schema_of(w) == self.ws.schema]
+        if not self.given_up or not able:
             return
         old = self.given_up.pop(int(self.rng.integers(len(self.given_up))))
         open_still = old.episode._state.judged and old.writer in self.writers  # judged, so not marked interrupted
         if old.episode._state.step and not open_still:
-            writer = self.writers[int(self.rng.choice(list(self.writers)))]
+            writer = self.writers[int(self.rng.choice(able))]
             self.open.append(_Open(writer.id, writer.resume_episode(old.episode.key)))
+
+
+def _reward(schema: rc.Schema) -> Any:
+    return schema.by_path["reward"].field.dtype  # type: ignore[union-attr]
 
 
 def everything(view: rc.View, *, first: int = 0, batches: bool = True) -> dict[str, Any]:
@@ -186,3 +199,20 @@ def assert_same(have: dict[str, Any], want: dict[str, Any]) -> None:
     assert have.keys() == want.keys()
     for name in want:
         assert have[name] == want[name], name
+
+
+def deepest(schema: rc.Schema) -> int:
+    return max((leaf.field.stack for leaf in schema.leaves if isinstance(leaf.field, rc.Frames)), default=1)
+
+
+def leave_out_cut_stacks(view: rc.View, stack: int, want: dict[str, Any]) -> None:
+    """Takes away the steps whose frame stacks reach back to rows that are not there."""
+    slots = view.anchors.select(np.arange(len(view)))
+    step = view.rows.gather(slots, ("step",))["step"]
+    whole = np.ones(len(slots), np.bool_)
+    for k in range(1, stack):
+        whole &= (view.episodes.offset(slots, -k) >= 0) | (step < k)
+    mask = np.zeros(len(view.rows) + 6, np.bool_)
+    mask[slots[whole] + 3] = True
+    want["drawable"], want["mask"] = bits(slots[whole]), bits(mask)
+    want["counts"] = (int(whole.sum()), *want["counts"][1:])

@@ -17,7 +17,7 @@ from recollect import errors
 from recollect.hot import home
 from recollect.hot.files import create_exclusive
 from recollect.hot.notes import unpack
-from tests.hot.versions import V1, V2, V3, check, nest, random_step
+from tests.hot.versions import V1, V2, V3, check, kept_translations, nest, random_step
 from tests.support import bits, python, random_value, rows_of
 
 SMALL = rc.Schema(
@@ -189,7 +189,7 @@ def test_a_live_old_writer_is_read_row_by_row_and_goes_on() -> None:
         assert reader.recent(1)[0]["uid"] == uid
         assert reader.recent(1)[0]["note"] == "none"
     log = reader._hot().log(writer.id)
-    (translation,) = log._translations.values()
+    (translation,) = kept_translations(log)
     assert translation._done.sum() == 40
     first = rows_of(views[0])
     assert sorted(first) == [0, 1] and first[1]["next_observation"] == bits(np.full(2, 2.0))

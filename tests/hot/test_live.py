@@ -19,8 +19,8 @@ from recollect.hot.live import LiveSource
 from recollect.hot.log import WriterLog
 from recollect.hot.store import HotStore
 from recollect.records import grow
-from tests.hot.live_world import World, assert_same, everything
-from tests.support import SCHEMAS, bits, run_python
+from tests.hot.live_world import World, assert_same, deepest, everything, leave_out_cut_stacks
+from tests.support import SCHEMAS, run_python
 
 PLAIN = rc.Schema({"uid": rc.Tensor("int64"), "reward": rc.Tensor("float32")})
 UNPUBLISHED = """
@@ -90,7 +90,7 @@ def test_at_every_moment_it_is_what_a_view_of_its_cut_is(kind: str, seed: int) -
 def test_a_window_is_a_view_of_its_newest_rows(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grow, "KEPT_ROWS", 8)
     schema = SCHEMAS[kind]()
-    stack = _deepest(schema)
+    stack = deepest(schema)
     rng = np.random.default_rng([seed, 22])
     with rc.create_workspace("w", schema) as ws:
         world = World(ws, schema, rng)
@@ -113,7 +113,7 @@ def test_a_window_is_a_view_of_its_newest_rows(kind: str, seed: int, monkeypatch
             scratch = ws.view(view.cut)
             want = everything(scratch, batches=batches)
             if stack > 1:
-                _leave_out_cut_stacks(scratch, stack, want)
+                leave_out_cut_stacks(scratch, stack, want)
             assert_same(have, want)
             moments = view.moment  # type: ignore[attr-defined]
             assert len(moments.address) <= 8 * last and len(moments.blocks) <= 40
@@ -122,23 +122,6 @@ def test_a_window_is_a_view_of_its_newest_rows(kind: str, seed: int, monkeypatch
         assert source.at(0).rows.first > 3 * last, "nothing was let go of"  # type: ignore[attr-defined]
         for view, first, have in kept:
             assert_same(everything(view, first=first, batches="batches" in have), have)
-
-
-def _deepest(schema: rc.Schema) -> int:
-    return max((leaf.field.stack for leaf in schema.leaves if isinstance(leaf.field, rc.Frames)), default=1)
-
-
-def _leave_out_cut_stacks(view: rc.View, stack: int, want: dict[str, Any]) -> None:
-    """Takes away the steps whose frame stacks reach back to rows that are not there."""
-    slots = view.anchors.select(np.arange(len(view)))
-    step = view.rows.gather(slots, ("step",))["step"]
-    whole = np.ones(len(slots), np.bool_)
-    for k in range(1, stack):
-        whole &= (view.episodes.offset(slots, -k) >= 0) | (step < k)
-    mask = np.zeros(len(view.rows) + 6, np.bool_)
-    mask[slots[whole] + 3] = True
-    want["drawable"], want["mask"] = bits(slots[whole]), bits(mask)
-    want["counts"] = (int(whole.sum()), *want["counts"][1:])
 
 
 def test_a_window_begins_with_the_newest_rows_of_all_writers() -> None:

@@ -18,7 +18,7 @@ from recollect.view import View
 
 _FIELDS = {"uid": rc.Tensor("int64"), "reward": rc.Tensor("float32")}
 PLAIN = rc.Schema(_FIELDS)
-NEWER = rc.Schema({**_FIELDS, "note": rc.Text(optional=True)})
+NEWER = rc.Schema({**_FIELDS, "score": rc.Tensor("float32", optional=True)})
 
 
 def _column(view: View, name: str) -> list[Any]:
@@ -84,35 +84,51 @@ def test_a_look_that_fails_loses_nothing(
         assert _uids(source.refresh()) == _uids(plain.refresh())
 
 
-def test_rows_of_a_newer_schema_say_so_every_time_and_a_new_source_reads_them() -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), errors.CorruptionError("damaged")], ids=["stop", "damaged"])
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        (Growing, "evolved"),
+        (Growing, "change"),
+        (Growing, "anchors"),
+        (live.LiveSource, "_evolve"),
+        (live, "translated"),
+    ],
+    ids=lambda w: f"{w[0].__name__}.{w[1]}",
+)
+@pytest.mark.parametrize("last", [None, 4])
+def test_a_look_that_fails_over_an_evolution_loses_nothing(
+    last: int | None, where: tuple[Any, str], late: bool, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with rc.create_workspace("w", PLAIN, durability="process") as ws, ws.writer() as old:
         episode = old.episode()
-        step = episode.append(uid=0, reward=0.0)
-        source = ws.live()
-        source.refresh()
+        ids = [episode.append(uid=uid, reward=0.0) for uid in range(3)]
+        ws.annotate(ids[1], reward=5.0)
+        source = ws.live(last)
+        before = source.refresh()
         ws.evolve(NEWER)
-        episode.append(uid=1, reward=0.0)
-        ws.annotate(step, reward=2.0)
-        assert _uids(source.refresh()) == [0, 1] and _column(source.refresh(), "reward") == [2.0, 0.0]
         with ws.writer() as new, new.episode() as other:
-            other.append(uid=2, reward=0.0, note="x")
-        for _ in range(2):
-            with pytest.raises(errors.SchemaMismatch, match=r"workspace 'w' has evolved, and rows .* ws.live"):
-                source.refresh()
-        assert sorted(_uids(ws.live().refresh())) == [0, 1, 2]
+            other.append(uid=3, reward=0.0, score=1.5)
+            ws.annotate(ids[2], score=2.5)
+            real = getattr(*where)
 
+            def fail(*arguments: Any, **named: Any) -> None:
+                if late:
+                    real(*arguments, **named)
+                raise error
 
-def test_a_step_fact_about_a_newer_field_says_so() -> None:
-    with rc.create_workspace("w", PLAIN, durability="process") as ws, ws.writer() as old:
-        step = old.episode().append(uid=0, reward=0.0)
-        source = ws.live()
-        source.refresh()
-        ws.evolve(NEWER)
-        ws.annotate(step, note="x")
-        for _ in range(2):
-            with pytest.raises(errors.SchemaMismatch, match=r"workspace 'w' has evolved, and facts .* ws.live"):
-                source.refresh()
-        assert _uids(ws.live().refresh()) == [0]
+            with monkeypatch.context() as m:
+                m.setattr(*where, fail)
+                for _ in range(2):
+                    with pytest.raises(type(error)):
+                        source.refresh()
+            after = source.refresh()
+            assert after.schema == NEWER and before.schema == PLAIN
+            assert _uids(after) == [0, 1, 2, 3] and _column(after, "reward") == [0.0, 5.0, 0.0, 0.0]
+            assert np.array_equal(_column(after, "score"), [np.nan, np.nan, 2.5, 1.5], equal_nan=True)
+            assert _uids(before) == [0, 1, 2] and _column(before, "reward") == [0.0, 5.0, 0.0]
+            assert source.refresh() is after
 
 
 def test_a_log_that_is_sealed_between_two_looks_at_it_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

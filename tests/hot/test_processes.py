@@ -367,7 +367,7 @@ def test_a_block_larger_than_a_segment_is_written_whole() -> None:
         slots = np.arange(n)
         assert np.array_equal(view.rows.gather(slots, ("observation",))["observation"], block["observation"])
         assert np.array_equal(view.rows.gather(slots, ("uid",))["uid"], slots)
-        assert [len(b or b"") // 4 for b in view.rows.heap_values(slots, "tokens")] == [i % 40 for i in range(n)]  # type: ignore[attr-defined]
+        assert [len(b or b"") // 4 for b in view.rows.heap_values(slots, "tokens")] == [i % 40 for i in range(n)]
 
 
 # -- a full disk -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import recollect as rc
 from recollect import errors
 from recollect.hot import translate
-from tests.hot.versions import V1, V2, V3, VERSIONS, check, nest, packed, random_step
+from tests.hot.versions import V1, V2, V3, VERSIONS, check, kept_translations, nest, packed, random_step
 from tests.support import bits, random_value, rows_of
 
 _seeds = st.integers(0, 2**32 - 1)
@@ -166,7 +166,7 @@ def test_checksums_are_found_on_the_rows_as_they_were_written() -> None:
     ws.evolve(V2)
     ws.view()
     log = ws._hot().log(writer.id)
-    (translation,) = log._translations.values()
+    (translation,) = kept_translations(log)
     (segment,) = log.segments
     assert translation.source is segment.block
     assert (segment.checked.whole_rows(0, 20), segment.checked.whole_facts(0, 1)) == (20, 1)
@@ -185,7 +185,7 @@ def test_what_needs_no_other_bytes_is_shared() -> None:
     }
     ws.evolve(rc.Schema({**fields, "more": rc.Text(default=""), "score": rc.Tensor("int8", default=1)}))
     ws.view()
-    (translation,) = ws._hot().log(writer.id)._translations.values()
+    (translation,) = kept_translations(ws._hot().log(writer.id))
     mine = translation.read(0, 1)
     assert mine.heap is translation.source.heap
     assert mine.planes["observation.camera"] is translation.source.planes["observation.camera"]

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 import recollect as rc
+from recollect.hot.log import WriterLog
+from recollect.hot.translate import Translation
 from recollect.recall.results import decode_heap
 from recollect.records.rows import PackedRows
 from tests.support import bits, random_value
@@ -74,6 +76,11 @@ V3 = rc.Schema(
     episode={"place": rc.Text(), "rank": rc.Tensor("int32")},
 )
 VERSIONS = (V1, V2, V3)
+
+
+def kept_translations(log: WriterLog) -> list[Translation]:
+    """Every translation that a log keeps."""
+    return [t for mine in log._translations._of.values() for t in mine.values()]
 
 
 def nest(values: dict[str, Any]) -> dict[str, Any]:

@@ -225,3 +225,152 @@ def test_a_window_in_which_nothing_can_be_drawn_is_waited_out() -> None:
                 next(loader)
         episode.append(uid=2, next_observation=[1, 0], **values)
         assert next(loader)["uid"].tolist() == [2, 2]
+
+
+# -- a schema that evolves -------------------------------------------------------------------------------------------
+
+WIDER = rc.Schema(
+    {
+        "observation": rc.Tensor("float64", (2,)),
+        "reward": rc.Tensor("float32"),
+        "uid": rc.Tensor("int64", optional=True),
+        "score": rc.Tensor("int16", optional=True),
+        "level": rc.Tensor("float32", default=0.5),
+        "note": rc.Text(default="none"),
+    }
+)
+
+
+class _Evolving:
+    """Episodes of 12 steps one after the other, each by a writer of its own. The schema evolves with step 96, unless it
+    does not."""
+
+    def __init__(self, ws: rc.Workspace, *, evolves: bool = True) -> None:
+        self.ws, self.evolves, self.uid = ws, evolves, 0
+        self.writers: list[rc.Writer] = []
+
+    def act(self, count: int) -> None:
+        for _ in range(count):
+            if self.uid % 12 == 0:
+                if self.uid == 96 and self.evolves:
+                    self.ws.evolve(WIDER)
+                self.writers.append(self.ws.writer(durability="process"))
+                self.episode = self.writers[-1].episode()
+            uid = self.uid
+            more: dict[str, Any] = {}
+            if "score" in self.writers[-1].layout.schema.by_path:
+                more = {"score": uid, "level": float(uid)}
+            self.episode.append(observation=[uid, 0], reward=float(uid), uid=uid, next_observation=[uid + 1, 0], **more)
+            self.uid += 1
+
+
+def _loader(ws: rc.Workspace, last: int | None, **options: Any) -> rc.Loader:
+    given = {"batch_size": 16, "seed": 5, "lag": 2, "output": "numpy", **options}
+    return rc.Loader(ws.live(last=last), **given)
+
+
+@pytest.mark.parametrize("last", [None, 40])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_loader_goes_on_over_an_evolution_and_draws_the_same_rows(
+    last: int | None, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grow, "KEPT_ROWS", 16)
+    with rc.create_workspace("a", PLAIN) as a, rc.create_workspace("b", PLAIN) as b:
+        worlds = [_Evolving(a), _Evolving(b, evolves=False)]
+        for world in worlds:
+            world.act(12)
+        options: dict[str, Any] = {"fields": ["observation", "uid"]} if named else {}
+        options["transforms"] = [] if named else [rc.NStep(2, gamma=0.5)]
+        loader, plain = (_loader(ws, last, **options) for ws in (a, b))
+        wide = 0
+        for k in range(50):
+            batch, other = next(loader), next(plain)
+            uid = batch["uid"]
+            assert np.array_equal(uid, other["uid"]) and batch.step == other.step == k
+            for name in other.keys():  # noqa: SIM118
+                assert np.array_equal(batch[name], other[name]), name
+            assert np.array_equal(batch["observation"][:, 0], uid)
+            assert other["observation"].dtype == np.float32
+            if batch["observation"].dtype == np.float64:
+                wide += 1
+                assert batch["next_observation"].dtype == np.float64 and batch.valid["uid"].all()
+                assert set(batch.keys()) - set(other.keys()) == (set() if named else {"score", "level"})
+                if not named:
+                    assert np.array_equal(batch.valid["score"], uid >= 96)
+                    assert np.array_equal(batch["score"], np.where(uid >= 96, uid, 0))
+                    assert np.array_equal(batch["level"], np.where(uid >= 96, uid, np.float32(0.5)))
+            else:
+                assert batch.keys() == other.keys() and not wide
+            for world in worlds:
+                world.act(3)
+        # Step 96 comes after batch 28; batches 29 and 30 were drawn by then.
+        assert wide == 50 - 31
+
+
+def test_a_name_that_stands_for_nested_fields_holds_what_is_new_there() -> None:
+    fields: dict[str, Any] = {"a": rc.Tensor("float32")}
+    with rc.create_workspace("w", rc.Schema({"info": fields, "uid": rc.Tensor("int64")})) as ws:
+        ws.writer().episode().append(info={"a": 1.0}, uid=0)
+        loader = _loader(ws, None, fields=["info"], lag=0)
+        assert next(loader)["info"].keys() == {"a"}
+        ws.evolve(rc.Schema({"info": {**fields, "b": rc.Tensor("float32", default=2.0)}, "uid": rc.Tensor("int64")}))
+        info = next(loader)["info"]
+        assert info["a"].tolist() == [1.0] * 16 and info["b"].tolist() == [2.0] * 16
+
+
+@pytest.mark.parametrize("last", [None, 40])
+@pytest.mark.parametrize("at", [24, 28, 29, 30, 31, 33])
+def test_a_loader_resumed_over_an_evolution_goes_on_bit_for_bit(
+    last: int | None, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States from before it, from when batches drawn before it were still to come, and from after it."""
+    monkeypatch.setattr(grow, "KEPT_ROWS", 16)
+    with rc.create_workspace("w", PLAIN) as ws:
+        world = _Evolving(ws)
+        world.act(12)
+        loader = _loader(ws, last)
+        for _ in range(at):
+            next(loader)
+            world.act(3)
+        state = json.loads(json.dumps(loader.state_dict()))
+        world.act(120 - world.uid)
+        assert ws.schema == WIDER
+        resumed = _loader(rc.open_workspace("w"), last)
+        resumed.load_state_dict(state)
+        assert json.loads(json.dumps(resumed.state_dict())) == state
+        batches = take(loader, 6)
+        assert take(resumed, 6) == batches
+        assert "level" in batches[-1]
+        assert ("level" in batches[0]) == (at >= 31)
+
+
+def test_batches_keep_the_schema_that_they_were_drawn_with() -> None:
+    with rc.create_workspace("w", PLAIN) as ws:
+        world = _Evolving(ws)
+        world.act(90)
+        loader = _loader(ws, 40)
+        before = next(loader)
+        kept = batch_bits(before)
+        world.act(60)
+        for _ in range(5):
+            next(loader)
+        assert batch_bits(before) == kept and "level" not in before
+        assert set(before.ids["seq"].tolist()) <= set(range(12))
+
+
+@pytest.mark.parametrize("lag", [1, 3])
+def test_a_resumed_loader_whose_views_go_on_growing_draws_from_the_newest(lag: int) -> None:
+    """Its state names several views; those that follow take their place."""
+    with rc.create_workspace("w", PLAIN) as ws:
+        actors = _Actors(ws)
+        actors.act(20)
+        loader = rc.Loader(ws.live(), batch_size=512, seed=0, lag=lag, output="numpy")
+        for _ in range(6):
+            next(loader)
+            actors.act(4)
+        resumed = rc.Loader(ws.live(), batch_size=512, seed=0, lag=lag, output="numpy")
+        resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+        for _ in range(lag + 4):
+            assert batch_bits(next(resumed)) == batch_bits(next(loader))
+            actors.act(4)
+        assert next(resumed)["uid"].max() > 20 + 4 * 6

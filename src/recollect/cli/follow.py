@@ -18,6 +18,8 @@ import numpy as np
 from recollect.errors import NotFound
 from recollect.recall.results import Step, step_at
 from recollect.view import Cut, Extent, View
+from recollect.view.matching import matching
+from recollect.where import parse
 
 if TYPE_CHECKING:
     from recollect.workspace import Workspace
@@ -31,25 +33,28 @@ class Follower:
 
     Args:
         ws: the workspace; it need not have a schema yet.
+        where: only steps that this condition is true of. It is read anew for each schema.
 
     Attributes:
         cut: what was published when the follower was made.
     """
 
-    def __init__(self, ws: Workspace) -> None:
-        self._ws = ws
+    def __init__(self, ws: Workspace, where: str | None = None) -> None:
+        self._ws, self._where = ws, where
         self._folder = _identity(ws)
         self.cut = ws.cut()
         self._seen = {e.writer: e.stop for e in self.cut.extents}
 
     def newest(self, k: int) -> list[Step]:
-        """The newest `k` steps of `cut`, oldest first. Reads only the ends of the logs."""
+        """The newest `k` steps of `cut`, oldest first. Reads only the ends of the logs, and more of them where a
+        condition leaves too few."""
+        begin = {e.writer: e.start for e in self.cut.extents}
         span = max(64, 2 * k)
         while k and self.cut.extents:
             ends = {e.writer: max(e.start, e.stop - span) for e in self.cut.extents}
             window = tuple(Extent(e.writer, ends[e.writer], e.stop) for e in self.cut.extents)
             view, rows = self._rows(Cut(window, self.cut.facts))
-            short = {e.writer for e in window if e.start > 0 and len(rows.get(e.writer, ())) < k}
+            short = {e.writer for e in window if e.start > begin[e.writer] and len(rows.get(e.writer, ())) < k}
             if not short:
                 merged = list(heapq.merge(*rows.values()))[-k:]
                 return [step_at(view, slot, view.facts) for _, _, _, slot in merged]
@@ -98,6 +103,9 @@ class Follower:
         """
         view = self._ws.view_with_predecessors(cut)
         slots = np.flatnonzero(~view.episodes.is_final & (view.episodes.group >= 0))
+        if self._where is not None:
+            chosen, group = parse(self._where, view.schema), view.episodes.group[slots]
+            slots = slots[matching(chosen, view.rows, slots, group, view.episodes.keys, lambda: view.facts)]
         got = view.rows.gather(slots, ("writer", "seq", "time"))
         starts = {e.writer: e.start for e in cut.extents}
         out: dict[int, list[tuple[int, int, int, int]]] = {}

@@ -13,6 +13,14 @@ Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON do
 Name: TypeAlias = Annotated[
     str, typer.Argument(help="The workspace: a name under RECOLLECT_HOME, or a path with a slash.", show_default=False)
 ]
+Where: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CONDITION",
+        help="Only steps that this is true of, such as \"reward > 0 and episode.task = 'hopper'\".",
+        show_default=False,
+    ),
+]
 StorageOptions: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(

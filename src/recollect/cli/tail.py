@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recollect.cli.options import Json, Name
+from recollect.cli.options import Json, Name, Where
 from recollect.cli.output import Output, moment, printable
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def tail(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with every new step until Ctrl-C; --json prints one a line.")
     ] = False,
+    where: Where = None,
     json: Json = False,
 ) -> None:
     """Show the newest steps of a workspace, oldest of them first."""
@@ -33,7 +34,7 @@ def tail(
     from recollect.workspace import open_workspace
 
     with open_workspace(name) as ws:
-        follower = Follower(ws)
+        follower = Follower(ws, where)
         steps = follower.newest(lines)
         if out.json and not follow:
             out.document({"workspace": ws.name, "steps": [describe(s) for s in steps]})

@@ -10,12 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recollect.errors import ArgumentError, CorruptionError, NotFound, SchemaMismatch
+import numpy as np
+from numpy.typing import NDArray
+
+from recollect.errors import ArgumentError, CorruptionError, NotFound
 from recollect.hot.log import WriterLog
+from recollect.hot.step_facts import StepFacts
 from recollect.hot.store import HotStore
+from recollect.hot.translate import translated
+from recollect.records.block import Block
 from recollect.records.grow import Growing
 from recollect.records.grown import GrownView
-from recollect.view import Cut, Extent, FactIndex, StepId, View, merged
+from recollect.records.layout import Layout
+from recollect.view import Cut, Extent, Ids, StepId, View, merged
 
 SLICES = 64
 """Into how many parts the first window is cut: rows that were there before are ordered by time, part by part."""
@@ -24,36 +31,51 @@ SLICES = 64
 class LiveSource:
     """Successive views of a workspace. Belongs to one loader or thread.
 
-    Get one from `Workspace.live()`.
+    Get one from `Workspace.live()`. Where the schema evolves, the next view and all after it have the newest one; rows
+    keep their slots, and views made before keep their schema.
 
     Attributes:
         last: how many of the newest rows may be read and drawn; all when None.
     """
 
     def __init__(self, store: HotStore, last: int | None = None) -> None:
-        self._store, self.last, self._layout = store, last, store.layout
-        self._begin(Growing(self._layout, last))
+        self._store, self.last = store, last
+        self._begin(Growing(store.layout, last))
         if last is not None:
             with store.pinned():
                 self._skip_to_newest(last)
 
-    def _begin(self, rows: Growing) -> None:
+    def _begin(
+        self,
+        rows: Growing,
+        view: GrownView | None = None,
+        seen: Mapping[int, int] | None = None,
+        facts: tuple[tuple[int, int], ...] = (),
+        steps: StepFacts | None = None,
+        unplaced: Sequence[StepId] = (),
+    ) -> None:
         """
         `_seen` counts what `_rows` took in, `_shown` what of it the newest view holds. Rows are counted only once they
         are taken in, so a look that failed is made again.
         """
+        self._is_torn = True  # until everything is of one moment; who is interrupted goes back to the view
+        self._view, self._shown = view, dict(seen or {})
         self._rows = rows
-        self._view: GrownView | None = None
-        self._shown: dict[int, int] = {}
-        self._is_behind = self._is_torn = self._facts_are_new = False
+        self._is_behind = self._facts_are_new = False
         self._opened = -1
         self._logs: dict[int, WriterLog] = {}
-        self._seen: dict[int, int] = {}
-        self._facts_seen: dict[int, int] = {}
-        self._facts: tuple[tuple[int, int], ...] = ()
+        self._seen = dict(self._shown)
+        self._facts_seen, self._facts = dict(facts), facts
         self._growing: list[WriterLog] = []
-        self._steps = FactIndex()
-        self._unplaced: list[StepId] = []
+        self._steps = StepFacts() if steps is None else steps
+        self._unplaced = list(unplaced)
+        self._vain: dict[StepId, tuple[int, bool] | None] = {}
+        """Steps whose next observation was looked for in vain, and what was published of their logs then."""
+        self._is_torn = False
+
+    @property
+    def _layout(self) -> Layout:
+        return self._rows.layout
 
     # -- the source ----------------------------------------------------------------------------------------
 
@@ -69,17 +91,17 @@ class LiveSource:
         for are not among its facts.
 
         Raises:
-            SchemaMismatch: the schema has evolved, and rows of the newer one have arrived, or facts about fields that
-                changed. A new source reads both.
             CorruptionError: new rows are damaged.
         """
         with self._store.pinned():
             if self._is_torn:
                 self._go_back()
             work = self._news([])
-            if self._view is not None and not (work or self._is_behind or self._facts_are_new):
+            evolved = self._layout is not self._store.layout
+            if self._view is not None and not (work or evolved or self._is_behind or self._facts_are_new):
                 return self._view
             self._is_behind = True
+            self._evolve()
             self._take(work)
             if self._facts_are_new:
                 self._facts = tuple(sorted(self._facts_seen.items()))
@@ -99,19 +121,19 @@ class LiveSource:
             if self.last is not None:
                 self._skip_to_newest(self.last)
 
-    def pinned(self, cut: Cut, first: int = 0) -> View:
+    def pinned(self, cut: Cut, first: int = 0, schema: str | None = None) -> View:
         """The view of an earlier cut of this source, or of another one with the same `last`, made anew.
 
         Args:
             first: slot of the cut's first row: `view.rows.first` of the view that had the cut.
+            schema: fingerprint of the version of the schema that the view has; the newest when None.
 
         Raises:
-            NotFound: rows of the cut are gone, or never were here.
+            NotFound: rows of the cut are gone, or never were here; or the workspace has no such version.
         """
         with self._store.pinned():
-            rows, steps = self._rebuilt(cut, first)
-            if steps.steps:
-                rows.change(list(steps.steps), steps)
+            rows, steps = self._rebuilt(cut, first, schema)
+            rows.change(steps.values(steps))
             return self._make_view(rows, cut.facts)
 
     def mark(self, view: View) -> dict[str, Any]:
@@ -121,28 +143,27 @@ class LiveSource:
         return {
             "cut": view.cut.to_dict(),
             "first": view.moment.first,
+            "schema": view.schema.fingerprint,
             "seen": [[str(writer), seq] for writer, seq in self._shown.items()],
         }
 
     def restore(self, marks: Sequence[Mapping[str, Any]]) -> list[View]:
-        """The views that the marks name. The source begins again with the last one: later views grow from it.
+        """The views that the marks name, each under the schema that it had. The source begins again with the last one:
+        later views grow from it.
 
         Raises:
-            NotFound: rows of a view are gone, or never were here.
+            NotFound: rows of a view are gone, or never were here; or the workspace has no such version of the schema.
         """
         with self._store.pinned():
             *older, newest = marks
-            views = [self.pinned(Cut.from_dict(m["cut"]), m["first"]) for m in older]
+            views = [self.pinned(Cut.from_dict(m["cut"]), m["first"], m["schema"]) for m in older]
             cut = Cut.from_dict(newest["cut"])
-            rows, steps = self._rebuilt(cut, newest["first"])
-            self._begin(rows)
-            self._steps = steps
-            self._seen = {int(writer): seq for writer, seq in newest["seen"]}
-            self._facts_seen, self._facts = dict(cut.facts), cut.facts
-            self._unplaced = list(steps.steps)
-            self._change()
+            rows, steps = self._rebuilt(cut, newest["first"], newest["schema"])
+            seen = {int(writer): seq for writer, seq in newest["seen"]}
+            unplaced = [i for i in rows.change(steps.values(steps)) if i.seq >= seen.get(i.writer, 0)]
+            steps.prune(rows.find, unplaced)
             view = self._make_view(rows, cut.facts)
-            self._view, self._shown = view, dict(self._seen)
+            self._begin(rows, view, seen, cut.facts, steps, unplaced)
             return [*views, view]
 
     # -- rows ----------------------------------------------------------------------------------------------
@@ -216,29 +237,35 @@ class LiveSource:
                 else:
                     orphans = {(e.writer, e.start) for e in rest}
                     rest += self._news(rest)
+                    self._evolve()
             work = [e for e in rest if e.stop > e.start]
 
     def _add(self, extent: Extent, *, strict: bool) -> int:
-        try:
-            pieces = self._store.pieces((extent,), self._layout)
-        except SchemaMismatch as e:
-            raise self._evolved("rows of the newer one") from e
+        pieces = self._store.pieces((extent,), self._layout)
         self._is_torn = True
         done = self._rows.add(extent.writer, extent.start, pieces, strict)
         self._seen[extent.writer] = max(self._seen[extent.writer], extent.start + done)
         self._is_torn = False
         return done
 
-    def _evolved(self, what: str) -> SchemaMismatch:
-        return SchemaMismatch(
-            f"the schema of workspace {self._store.name!r} has evolved, and {what} have arrived",
-            remedy="Make a new ws.live(), which reads older rows too",
-        )
+    def _evolve(self) -> None:
+        """Goes on in the newest schema's layout. It is looked for after the counters, so that rows and facts that were
+        found by now are of no newer one."""
+        layout, old = self._store.layout, self._layout
+        if layout is not old:
+
+            def translate(block: Block, rows: NDArray[np.int64]) -> Block:
+                return translated(block, old, layout, rows)
+
+            rows = self._rows.evolved(layout, translate)
+            self._unplaced = list(self._steps)  # first: rows that have no changed copies yet must get them
+            self._rows = rows
 
     def _skip_to_newest(self, last: int) -> None:
         """Begins with the newest rows of all writers by time, as many as the window holds."""
         size = max(1, last // SLICES)
         ends = {e.writer: (e.start, e.stop) for e in self._store.cut().extents}
+        self._evolve()
         times = {w: self._time(w, stop - 1) for w, (_, stop) in ends.items()}
         taken: list[Extent] = []
         need = last
@@ -267,10 +294,7 @@ class LiveSource:
         """Those about steps are kept, to be laid over their rows. Noting some twice changes nothing."""
         found = log.step_facts(self._facts_seen.get(log.writer, 0), stop)
         if found:
-            self._store.layouts.refresh()
-            mine, newest = self._layout.schema.by_path, self._store.layout.schema.by_path
-            if mine is not newest and any(mine.get(path) != newest[path] for f in found for path in f.values):
-                raise self._evolved("facts about fields that changed")
+            self._store.layouts.refresh()  # another thread may just have read the counter and not yet looked for it
         for fact in found:
             assert fact.step is not None
             self._steps.add(fact)
@@ -280,27 +304,54 @@ class LiveSource:
 
     def _change(self) -> None:
         """Lays new step facts over their rows. A fact may be seen before its step is; it then waits."""
-        if not self._unplaced:
-            return
-        self._is_torn = True
-        left = self._rows.change(list(dict.fromkeys(self._unplaced)), self._steps)
-        self._is_torn = False
-        self._unplaced = [i for i in left if i.seq >= self._seen.get(i.writer, 0)]
+        if self._unplaced:
+            self._is_torn = True
+            left = self._rows.change(self._steps.values(self._unplaced))
+            self._is_torn = False
+            self._unplaced = [i for i in left if i.seq >= self._seen.get(i.writer, 0)]
+            self._steps.prune(self._rows.find, self._unplaced)
 
     # -- views ---------------------------------------------------------------------------------------------
 
     def _make_view(self, rows: Growing, facts: tuple[tuple[int, int], ...]) -> GrownView:
         store = self._store
-        anchors = rows.anchors(lambda ids: store.tails_by_writer(ids, self._layout))
+        anchors = rows.anchors(lambda ids: self._tails(ids, rows.layout))
         return GrownView(anchors, facts, lambda: store.index(facts), store.name)
 
-    def _rebuilt(self, cut: Cut, first: int) -> tuple[Growing, FactIndex]:
+    def _tails(self, ids: Ids, layout: Layout) -> list[tuple[Ids, Block]]:
+        """Observations that wait after the given steps. Those that were not found, because they are damaged, are looked
+        for again only once more is published of their log."""
+        vain: dict[StepId, tuple[int, bool] | None] = {}
+        if self._vain:
+            every = [StepId(*i) for i in ids.tolist()]
+            vain = {i: seen for i in every if i in self._vain and (seen := self._vain[i]) == self._published(i.writer)}
+            ids = ids[[i not in vain for i in every]]
+        published = {w: self._published(w) for w in np.unique(ids["writer"]).tolist()}  # first
+        out = self._store.tails_by_writer(ids, layout) if len(ids) else []
+        if sum(len(found) for found, _ in out) < len(ids):
+            have = {i for found, _ in out for i in found.tolist()}
+            vain |= {StepId(*i): published[i[0]] for i in ids.tolist() if i not in have}
+        self._vain = vain
+        return out
+
+    def _published(self, writer: int) -> tuple[int, bool] | None:
+        """The rows of a log, and whether there can be no more; None for one that is gone."""
+        log = self._store.logs.get(writer)
+        return None if log is None else (log.rows, log.sealed)
+
+    def _rebuilt(self, cut: Cut, first: int, schema: str | None) -> tuple[Growing, StepFacts]:
         """The rows of a cut, and its step facts."""
-        rows = Growing(self._layout, self.last, first)
         self._store.refresh()
+        layout = self._store.layout if schema is None else self._store.layouts.of(schema)
+        if layout is None:
+            raise NotFound(
+                f"workspace {self._store.name!r} has no version {schema} of its schema",
+                remedy="The state was taken on another workspace; begin with a new loader",
+            )
+        rows = Growing(layout, self.last, first)
         for e in cut.extents:
             try:
-                pieces = self._store.pieces((e,), self._layout)
+                pieces = self._store.pieces((e,), layout)
             except (CorruptionError, NotFound) as error:
                 raise NotFound(
                     f"workspace {self._store.name!r} has no rows {e.start} to {e.stop} of writer {e.writer} any more",
@@ -308,7 +359,7 @@ class LiveSource:
                     remedy="They were evicted since, or the cut is of another workspace; begin with a new loader",
                 ) from error
             rows.add(e.writer, e.start, pieces, strict=False)
-        steps = FactIndex()
+        steps = StepFacts()
         for writer, stop in cut.facts:
             log = self._store.logs.get(writer)  # one that is gone held none about rows that are there
             for fact in () if log is None else log.step_facts(0, stop):

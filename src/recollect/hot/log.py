@@ -19,7 +19,7 @@ from recollect.hot.parse import parse, parse_all
 from recollect.hot.seal import Seal, read_seal
 from recollect.hot.segment import ROWS_MASK, Segment
 from recollect.hot.tails import TailFile, damaged_slots, read_tails
-from recollect.hot.translate import Translation
+from recollect.hot.translate import Translation, Translations
 from recollect.hot.turns import Turns
 from recollect.records.block import Block, join_rows
 from recollect.records.layout import FINAL, Layout
@@ -56,7 +56,7 @@ class WriterLog:
         self._past: list[_Past] = []
         self.unlinked: list[weakref.ref[mmap.mmap]] = []
         """Maps of evicted segments; while one lives, so does its disk space."""
-        self._translations: dict[int, Translation] = {}
+        self._translations = Translations()
         self._tail_files: list[TailFile] = []
         self._newest: Segment | None = None
         self._watched: memoryview | None = None
@@ -228,7 +228,7 @@ class WriterLog:
         with self._lock:
             if self._past:
                 self._past = [p for p in self._past if p.tick > tick]
-                self._drop_translations()
+                self._translations.keep(self._held_blocks())
 
     @property
     def is_held(self) -> bool:
@@ -296,21 +296,15 @@ class WriterLog:
         if self.layout is layout:
             return written
         with self._lock:
-            return [(self._translation(block, layout).read(low, high), low, high) for block, low, high in written]
-
-    def _translation(self, block: Block, layout: Layout) -> Translation:
-        """The one translation of a segment's block, kept for as long as the segment and the newest layout are."""
-        known = self._translations.get(id(block))
-        if known is None or known.source is not block or known.layout is not layout:
-            known = self._translations[id(block)] = Translation(block, self.layout, layout)
+            of = self._translations.of
+            out = [(of(block, self.layout, layout).read(low, high), low, high) for block, low, high in written]
             if len(self._translations) > len(self.segments) + len(self._past):
-                self._drop_translations()
-        return known
+                self._translations.keep(self._held_blocks())
+            return out
 
-    def _drop_translations(self) -> None:
-        """Forgets those of segments that are not read any more; each holds its segment's map."""
-        held = {id(s.block) for s in self.segments} | {id(p.segment.block) for p in self._past}
-        self._translations = {k: t for k, t in self._translations.items() if k in held}
+    def _held_blocks(self) -> list[Block]:
+        """Those of the segments that are still read."""
+        return [*(s.block for s in self.segments), *(p.segment.block for p in self._past)]
 
     # -- facts ---------------------------------------------------------------------------------------------
 
@@ -430,10 +424,10 @@ class WriterLog:
                 if self._seal is not None and len(files) < self._seal.tails and not self._is_evicted():
                     raise CorruptionError(f"a tails file of writer {self.writer} is missing in {str(self.folder)!r}")
                 found, block = read_tails(files, ids, self.layout)
+            if len(found) == len(ids):
+                return found, block
             have = set(found.tolist())
             lost = [i for i in ids.tolist() if i not in have]
-            if not lost:
-                return found, block
             self._refresh()
             later = [(i, s) for i in lost if (s := self._successor(i[1])) is not None]
             seal = self._seal if len(later) < len(lost) else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -29,12 +30,13 @@ from recollect.masking import keep
 from recollect.records.block import Block
 from recollect.records.layout import Layout, column
 from recollect.schema.fields import Frames
-from recollect.view import ID_DTYPE, Ids
+from recollect.view import Ids, make_ids
 
 LANES_PER_FILE = 64
 FILE_BYTES = 4 << 20
 SLOTS = 4
 _NONE = SLOTS
+_I64 = struct.Struct("<q")
 
 
 def lanes_per_file(layout: Layout) -> int:
@@ -267,41 +269,40 @@ def damaged_slots(paths: list[Path], layout: Layout) -> int:
 
 def read_tails(files: list[TailFile], ids: Ids, layout: Layout) -> tuple[Ids, Block | None]:
     """The waiting observations of the given steps, copied out; slots that fail their checksum are passed over."""
-    wanted = {(w, s) for w, s in ids.tolist()}
-    records: list[NDArray[np.void]] = []
+    wanted = set(ids.tolist())
+    seqs = np.sort(ids["seq"])
+    observed = [(leaf.path, layout.offset(column(leaf.path))) for leaf in layout.wide if leaf.is_observation]
+    writer_at, seq_at = layout.offset("writer"), layout.offset("seq")
     planes: dict[str, list[NDArray[Any]]] = {leaf.path: [] for leaf in layout.wide}
-    observed = [leaf.path for leaf in layout.wide if leaf.is_observation]
-    for file in files:
-        owners = list(zip(file.records["writer"].tolist(), file.records["seq"].tolist(), strict=True))
-        for slot, owner in enumerate(owners):
-            if owner not in wanted:
-                continue
-            raw = file.map[file.slot_at(slot) : file.slot_at(slot) + file.slot_bytes]
-            record = np.frombuffer(raw, layout.dtype, 1).copy()
-            if int(record["crc"][0]) != zlib.crc32(raw[4:]) or (record["writer"][0], record["seq"][0]) != owner:
+    joined = bytearray()
+    for file in files if wanted else ():
+        seq = file.records["seq"]
+        at = np.minimum(np.searchsorted(seqs, seq), len(seqs) - 1)
+        for slot in np.flatnonzero(seqs[at] == seq).tolist():
+            # Copied before it is judged: its writer may be overwriting it.
+            raw = bytearray(file.map[file.slot_at(slot) : file.slot_at(slot) + file.slot_bytes])
+            owner = (_I64.unpack_from(raw, writer_at)[0], _I64.unpack_from(raw, seq_at)[0])
+            if owner not in wanted or int.from_bytes(raw[:4], "little") != zlib.crc32(memoryview(raw)[4:]):
                 continue
             wanted.discard(owner)
-            at = layout.itemsize
-            for path in observed:
-                size = layout.plane_bytes[path]
-                region = file.planes[path]
-                if record[column(path)][0] >= 0:
-                    record[column(path)] = len(planes[path])
-                    planes[path].append(np.frombuffer(raw[at : at + size], region.dtype).reshape(region.shape[1:]))
-                at += (size + 7) // 8 * 8
-            records.append(record)
-    if not records:
+            begin = layout.itemsize
+            for path, place in observed:
+                size, region = layout.plane_bytes[path], file.planes[path]
+                if _I64.unpack_from(raw, place)[0] >= 0:
+                    _I64.pack_into(raw, place, len(planes[path]))
+                    plane = np.frombuffer(raw, region.dtype, size // region.itemsize, begin)
+                    planes[path].append(plane.reshape(region.shape[1:]))
+                begin += (size + 7) // 8 * 8
+            joined += memoryview(raw)[: layout.itemsize]
+    if not joined:
         return ids[:0], None
     # Not np.concatenate, whose result has no padding: rows are addressed by the layout's offsets.
-    joined = np.frombuffer(bytearray(b"".join(record.tobytes() for record in records)), layout.dtype)
-    out = np.empty(len(joined), ID_DTYPE)
-    out["writer"], out["seq"] = joined["writer"], joined["seq"]
+    records = np.frombuffer(joined, layout.dtype)
     stacked = {}
     for leaf in layout.wide:
-        parts = planes[leaf.path]
         f = leaf.field
         shape = f.shape if isinstance(f, Frames) else (f.size,)  # type: ignore[union-attr]
         stacked[leaf.path] = (
-            np.stack(parts) if parts else np.zeros((0, *shape), f.dtype)  # type: ignore[union-attr]
+            np.stack(planes[leaf.path]) if planes[leaf.path] else np.zeros((0, *shape), f.dtype)  # type: ignore[union-attr]
         )
-    return out, Block(joined, stacked, np.zeros(0, np.uint8))
+    return make_ids(records["writer"], records["seq"]), Block(records, stacked, np.zeros(0, np.uint8))

@@ -7,6 +7,7 @@ were written: they are checked on `source`, never here (design/0007).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,16 @@ from recollect.schema.fields import is_heap, is_inline, is_wide
 
 CHUNK_ROWS = 16_384
 """Rows that are copied together: enough to be worth numpy's calls, few enough to stay in the cache."""
+KEPT_LAYOUTS = 2
+"""Into so many layouts a log's blocks are kept translated: two that read one log by turns, each in its own, find their
+translations again. Each costs a copy of what was read, so that more are not kept."""
+
+
+class Origin(NamedTuple):
+    """What a translated block was made from, and the layout of that. Such a block's `owner`."""
+
+    block: Block
+    layout: Layout
 
 
 class Run(NamedTuple):
@@ -174,12 +185,17 @@ class Translation:
             self._free = len(recipe.defaults) + len(source.heap)
             heap = np.empty(self._free + growth * len(source.heap), np.uint8)
             heap[: len(recipe.defaults)] = np.frombuffer(recipe.defaults, np.uint8)
-        self._block = Block(np.zeros(n, new.dtype), planes, heap, owner=source)
+        self._block = Block(np.zeros(n, new.dtype), planes, heap, owner=Origin(source, old))
         self._old = old
         self._records = source.records.astype(old.dtype, copy=False)  # numpy drops the padding where it concatenates
         self._from = self._records.view(np.uint8).reshape(n, old.itemsize)
         self._to = self._block.records.view(np.uint8).reshape(n, new.itemsize)
         self._done = np.zeros(n, np.bool_)
+
+    @property
+    def block(self) -> Block:
+        """The block in the newer layout, as far as it was read."""
+        return self._block
 
     def read(self, start: int, stop: int) -> Block:
         """The block with rows `start` to `stop` translated; of the others only those that were asked for before."""
@@ -255,3 +271,48 @@ def _growth(leaf: Leaf, old: Layout) -> int:
     """How many bytes a cast list has for each that it had."""
     before, after = old.schema.by_path[leaf.path].field.dtype, leaf.field.dtype  # type: ignore[union-attr]
     return np.dtype(after).itemsize // np.dtype(before).itemsize
+
+
+def translated(block: Block, layout: Layout, new: Layout, rows: NDArray[np.int64]) -> Block:
+    """A block with the same rows in a newer layout; of them only `rows`, which are sorted, are there.
+
+    A translation is made from what its block was itself translated from, so that copies do not pile up as a schema goes
+    on evolving. The values are the same: the rules of evolution compose.
+    """
+    source = block.owner if isinstance(block.owner, Origin) else Origin(block, layout)
+    out = Translation(source.block, source.layout, new)
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+        out.read(int(run[0]), int(run[-1]) + 1)
+    return out.block
+
+
+class Translations:
+    """The translations of a log's blocks: one for each block and layout, for the layouts that were asked for last. The
+    caller keeps two threads from using it at once."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, dict[int, Translation]] = {}
+        """By layout, the one used last at the end; by block."""
+
+    def __len__(self) -> int:
+        """Blocks that are kept in one layout, at most."""
+        return max(map(len, self._of.values()), default=0)
+
+    def of(self, block: Block, old: Layout, new: Layout) -> Translation:
+        """The translation of a block, made when it is first asked for."""
+        mine = self._of.pop(id(new), {})
+        self._of[id(new)] = mine
+        while len(self._of) > KEPT_LAYOUTS:
+            del self._of[next(iter(self._of))]
+        known = mine.get(id(block))
+        # A number may come again once what had it is gone.
+        if known is None or known.source is not block or known.layout is not new:
+            known = mine[id(block)] = Translation(block, old, new)
+        return known
+
+    def keep(self, blocks: Iterable[Block]) -> None:
+        """Forgets those of all other blocks; each holds its block's map."""
+        held = {id(block) for block in blocks}
+        self._of = {
+            layout: kept for layout, mine in self._of.items() if (kept := {k: t for k, t in mine.items() if k in held})
+        }

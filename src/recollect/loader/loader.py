@@ -19,7 +19,7 @@ from recollect.samplers import Cursor, Draw, Receipt, Sampler, Uniform
 from recollect.transforms import NStep, Transform
 from recollect.view import Cut, GrowingSource, Ids, Slots, Source, View
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 CHUNK_BYTES = 1 << 20
 MAX_CHUNK = 64
 
@@ -35,13 +35,26 @@ class Loader:
     k + `lag`, from it: no batch is drawn or gathered further ahead, so that none is older than `lag` batches. Which
     rows a batch holds then depends on when they arrived; the state holds what was drawn and is not yet delivered.
 
+    Where the schema of a growing source evolves, the loader goes on: each batch has the schema of the view that it was
+    drawn from, so that the `lag` batches drawn before have the older one still. The rows drawn are those that would be
+    drawn without it, save that a new frame stack, deeper than all others, leaves out the steps of a window that it
+    cannot show whole. What a batch then holds:
+
+    - Without `fields`, every field of fixed shape, new ones included. With `fields`, those named, and what is new under
+      a name that stands for nested ones.
+    - In rows of an older version, a new field is its default, or null: NaN or 0, and False in `batch.valid`.
+    - A field whose dtype was widened has the wider one from then on, in rows of every version. It is never cast back,
+      because the older dtype may not hold what comes.
+    - A field that became optional is in `batch.valid` from then on.
+    - A new field with the role discount counts in `NStep` from then on. Give it the default 1: a null is NaN there.
+
     Args:
         source: the view to draw from, or a source of growing ones, which belongs to this loader from now on.
         sampler: how rows are chosen; `Uniform()` when None.
         batch_size: rows per batch.
         seed: with the cut and the sampler it decides every draw.
         transforms: applied in order.
-        fields: names to read, dotted for nested ones; None is every field of fixed shape.
+        fields: names to read, dotted for nested ones; None is every field of fixed shape that the view has.
         device: torch device; the CPU when None.
         lag: batches that are drawn ahead of the one returned.
         steps: stop after so many batches; endless when neither `steps` nor `epochs` is given.
@@ -91,7 +104,8 @@ class Loader:
         self._segment = 0
         self.sampler: Sampler = Uniform() if sampler is None else sampler
         self.batch_size, self.seed, self.lag, self.epochs = batch_size, seed, lag, epochs
-        self._plan = BatchPlan.of(_packed(view).layout, fields, transforms)
+        self._fields = None if fields is None else tuple(fields)
+        self._plan = BatchPlan.of(_packed(view).layout, self._fields, transforms)
         self._output = choose(output, device)
         self._cursor = self._bind(view, None)
         if epochs is not None:
@@ -172,13 +186,14 @@ class Loader:
         view = source.at(step)
         if view is not self.view:
             self._cursor.grow(view)
-            self._segments = [(step, view)]
+            self._segments, self._segment = [(step, view)], 0
 
     def _gather(self, draw: Draw, view: View) -> Chunk:
         batches, n = draw.keys.shape
         keys = draw.keys.reshape(-1) if draw.sizes is None else draw.keys[draw.keys >= 0]
         sizes = [n] * batches if draw.sizes is None else list(draw.sizes)
-        plan, rows, output = self._plan, _packed(view), self._output
+        rows, output = _packed(view), self._output
+        plan = self._plan = self._plan.in_layout(rows.layout, self._fields)
         reads = plan.reads(view, keys)
         arena = output.arena(plan.gather.sized(len(keys))[2])
         rows.gather_into(plan.gather, plan.matrix(view, reads), output.host(arena))
@@ -236,7 +251,8 @@ class Loader:
         """Draws from a later version from the next draw on: `lag` batches still come from the one before.
 
         Raises:
-            ArgumentError: `view` does not hold the present rows in their order, or the loader counts epochs.
+            ArgumentError: `view` does not hold the present rows in their order, is restricted to another condition, or
+                the loader counts epochs.
         """
         if self.epochs is not None:
             raise ArgumentError("a loader that counts epochs stays with its view")
@@ -246,6 +262,10 @@ class Loader:
         if view.schema != newest.schema or not view.cut.extends(newest.cut):
             raise ArgumentError(
                 f"{view!r} is no later version of {newest!r}", remedy="Open a new loader for another buffer"
+            )
+        if view.filter != newest.filter:
+            raise ArgumentError(
+                f"{view!r} is restricted to another condition than {newest!r}", remedy="Pass view.where() the same one"
             )
         at = self._delivered + (self.lag if self._delivered else 0)
         if self._segments[-1][0] == at and self._segment < len(self._segments) - 1:
@@ -266,6 +286,7 @@ class Loader:
             "lag": self.lag,
             "epochs": self.epochs,
             "growing": source is not None,
+            "where": None if self.view.filter is None else str(self.view.filter),
             "sampler": self.sampler.to_dict(),
             "transforms": [t.to_dict() for t in self._plan.transforms],
             "views": [
@@ -287,7 +308,8 @@ class Loader:
         return [*older, self._segments[-1]]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` was taken: the very next batch is the same, bit for bit.
+        """Goes on where `state_dict` was taken: the very next batch is the same, bit for bit. What was drawn before a
+        schema evolved is delivered under the schema that it was drawn with, also by a loader that was made later.
 
         Raises:
             ArgumentError: the state was taken from another cut, sampler, transform, seed or batch size; named.
@@ -296,7 +318,7 @@ class Loader:
         if not isinstance(state, Mapping) or state.get("format") != STATE_FORMAT:
             raise ArgumentError("no loader state of this format", value=state)
         mine = self.state_dict()
-        for name in ("seed", "batch_size", "lag", "epochs", "growing", "sampler", "transforms"):
+        for name in ("seed", "batch_size", "lag", "epochs", "growing", "where", "sampler", "transforms"):
             if state[name] != mine[name]:
                 raise ArgumentError(
                     f"the state was taken with another {name}: {state[name]!r}, this loader has {mine[name]!r}",

@@ -82,6 +82,13 @@ class BatchPlan:
             max((t.reach for t in transforms), default=0),
         )
 
+    def in_layout(self, layout: Layout, fields: Sequence[str] | None) -> BatchPlan:
+        """The plan for rows in this layout: another one where the schema has evolved, under which `fields`, None for
+        every field of fixed shape, may be more or wider."""
+        if layout is self.gather.layout or layout.schema == self.schema:
+            return self
+        return BatchPlan.of(layout, fields, self.transforms)
+
     @property
     def row_bytes(self) -> int:
         """Bytes that one row of a batch takes."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from recollect.errors import ArgumentError, NotFound
 from recollect.hot.store import HotStore
+from recollect.recall.choose import Chooser
 from recollect.recall.results import EpisodeRecord, Hits, Step, steps_at
 from recollect.recall.window import with_predecessors
 from recollect.records.block import Block
@@ -21,22 +22,24 @@ from recollect.records.rows import PackedRows
 from recollect.view import ID_DTYPE, Cut, EpisodeKey, Extent, FactIndex, Ids, StepId
 
 
-def recent(store: HotStore, k: int) -> Hits:
-    """The newest `k` steps over all writers, newest first. Reads only the ends of the logs."""
+def recent(store: HotStore, k: int, where: str | None = None) -> Hits:
+    """The newest `k` steps over all writers, newest first. Reads only the ends of the logs; with `where`, as far back
+    as it takes to find so many that the condition is true of."""
     if not isinstance(k, int) or k < 1:
         raise ArgumentError("recent() takes a whole number of at least 1", value=k)
     with store.pinned():
-        return _recent(store, k)
+        return _recent(store, k, where)
 
 
-def _recent(store: HotStore, k: int) -> Hits:
+def _recent(store: HotStore, k: int, where: str | None) -> Hits:
     cut = store.cut()
+    chosen = None if where is None else Chooser(store, cut, where)
     newest: list[tuple[int, int, int]] = []
     # A log is in the order of time. So no log is looked at that ended before the k newest steps of those before it.
     for ended, extent in sorted(((store.last_time(e), e) for e in cut.extents), reverse=True):
         if len(newest) == k and newest[0][0] > ended:
             break
-        for step in _newest_steps(store, extent, k):
+        for step in _newest_steps(store, extent, k) if chosen is None else chosen.newest(extent, k, newest):
             if len(newest) < k:
                 heapq.heappush(newest, step)
             elif heapq.heappushpop(newest, step) == step:

@@ -224,6 +224,9 @@ def steps_at(view: View, slots: Slots, facts: FactIndex) -> list[Step]:
     got = rows.gather(slots, (*_NAMES, *(leaf.path for leaf in plain)))
     columns: dict[str, list[Any]] = {}
     for leaf in leaves:
+        if is_heap(leaf.field):
+            columns[leaf.path] = [decode_heap(leaf, raw) for raw in rows.heap_values(slots, leaf.path)]
+            continue
         if leaf not in plain:
             columns[leaf.path] = [value_at(view, slot, leaf) for slot in slots.tolist()]
             continue

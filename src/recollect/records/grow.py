@@ -6,7 +6,8 @@ growing costs what the new rows cost, amortised (design/0006).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,17 @@ from numpy.typing import NDArray
 from recollect.records import layout as lay
 from recollect.records import links
 from recollect.records.block import Block
-from recollect.records.grown import Array, GrownAnchors, GrownRows, Moment, Tail, among
+from recollect.records.grown import Array, GrownAnchors, GrownRows, Moment, Waiting, among, plane_addresses
 from recollect.records.heads import deepest_stack
 from recollect.records.layout import Layout
 from recollect.records.overlay import overlay
-from recollect.view import FactIndex, Ids, Slots, StepId
+from recollect.view import FactIndex, Ids, Slots, StepId, make_ids
 
 Tails = Callable[[Ids], list[tuple[Ids, Block]]]
-"""Given ids of steps: those whose next observations wait in tails, in groups with a block of one row each."""
+"""Given ids of steps: those whose next observations wait in tails, in a group for each writer, with a block of a row
+for each."""
+Translate = Callable[[Block, NDArray[np.int64]], Block]
+"""Given a block and sorted rows of it: a block in another layout that has these rows at the same places."""
 KEPT_ROWS = 4096
 """So many rows behind the window are always kept: below it, giving them up costs more than it frees."""
 _ROWS = ("address", "block", "flags", "group", "before", "after", "final", "steps", "cuts", "patch")
@@ -42,27 +46,19 @@ class Growing:
     """
 
     def __init__(self, layout: Layout, last: int | None = None, first: int = 0) -> None:
-        self.layout, self.last = layout, last
+        self.last = last
         self.base = self.first = self.stop = first
-        self._record = np.array(
-            [layout.itemsize, *(layout.offset(c) for c in ("flags", "episode_writer", "episode", "step"))], np.int64
-        )
+        self._lay_out(layout)
         self._bits = np.array([lay.HOLE, lay.FINAL], np.int64)
         self._counts = np.zeros(3, np.int64)
         # By row. `steps` and `cuts` have an entry for some rows only, `patch` one for every row once any has a copy.
         kinds = (np.int64, np.int32, np.uint16, *(np.int32,) * 6)
         self._rows: dict[str, Array] = {n: np.empty(64, k) for n, k in zip(_ROWS, kinds, strict=False)}
-        self._has_patches = False
-        self._patches = 0
         # By episode.
         self._keys = np.empty((16, 2), np.int64)
         self._table = np.full(64, -1, np.int64)
         self._newest, self._newest_step, self._ending = (np.empty(16, np.int32) for _ in range(3))
-        # By block, by changed copy, by extent.
-        self._blocks: list[Block] = []
-        self._block_of: dict[int, int] = {}
-        self._planes = np.empty((8, len(layout.wide)), np.int64)
-        self._copies: list[Array] = [np.empty(8, np.int64), np.empty(8, np.int32), np.empty(8, np.int32)]
+        # By extent.
         self._extents = np.empty((8, 3), np.int64)
         self._extent_count = 0
         self._by_writer: dict[int, Array] = {}
@@ -71,8 +67,22 @@ class Growing:
         self._left = self._left_rank = _NONE
         self._settled = self._low_rank = 0
         self._edges = _NONE
-        self._waiting: dict[int, Tail] = {}
+
+    def _lay_out(self, layout: Layout) -> None:
+        """What depends on the layout, without rows."""
+        self.layout = layout
+        self._record = np.array(
+            [layout.itemsize, *(layout.offset(c) for c in ("flags", "episode_writer", "episode", "step"))], np.int64
+        )
         self._reach = deepest_stack(layout.schema) - 1
+        # By block, by changed copy.
+        self._blocks: list[Block] = []
+        self._block_of: dict[int, int] = {}
+        self._planes = np.empty((8, len(layout.wide)), np.int64)
+        self._copies: list[Array] = [np.empty(8, np.int64), np.empty(8, np.int32), np.empty(8, np.int32)]
+        self._has_patches = False
+        self._patches = 0
+        self._waiting = Waiting.none(layout)
 
     # -- rows ----------------------------------------------------------------------------------------------
 
@@ -140,10 +150,9 @@ class Growing:
         """The block's number; one that is not known yet is kept from now on."""
         known = self._block_of.get(id(block))
         if known is None:
-            assert block.records.strides == (self.layout.itemsize,), "rows are addressed by the layout's offsets"
             known = self._block_of[id(block)] = len(self._blocks)
             self._planes = _room(self._planes, known + 1)
-            self._planes[known] = [block.planes[leaf.path].ctypes.data for leaf in self.layout.wide]
+            self._planes[known] = plane_addresses(block, self.layout)
             self._blocks.append(block)
         return known
 
@@ -162,12 +171,13 @@ class Growing:
 
     # -- late facts ----------------------------------------------------------------------------------------
 
-    def change(self, ids: Sequence[StepId], index: FactIndex) -> list[StepId]:
-        """Lays step facts over copies of the rows they are about. Returns the ids that are no rows here."""
-        rows = GrownRows(self._moment(_NONE, ()))
-        found = overlay(rows, lambda: FactIndex(steps={i: index.steps[i] for i in ids}))
+    def change(self, values: Mapping[StepId, Mapping[str, Any]]) -> list[StepId]:
+        """Lays values of step facts, field by field, over copies of the rows they are about. Returns the ids that are
+        no rows here."""
+        rows = GrownRows(self._moment())
+        found = overlay(rows, lambda: FactIndex(steps={i: dict(v) for i, v in values.items()}))
         if found is None:
-            return list(ids)
+            return list(values)
         slots, block = found
         if not self._has_patches:
             self._rows["patch"] = np.full(len(self._rows["flags"]), -1, np.int32)
@@ -186,7 +196,49 @@ class Growing:
         self._rows["patch"][at] = np.arange(begin, stop)
         self._patches = stop
         held = {StepId(*i) for i in rows.ids(slots).tolist()}
-        return [i for i in ids if i not in held]
+        return [i for i in values if i not in held]
+
+    def find(self, ids: Ids) -> Slots:
+        """Slots `[n]` of rows that may still be read, -1 for the others."""
+        return GrownRows(self._moment()).find(ids)
+
+    # -- another layout ------------------------------------------------------------------------------------
+
+    def evolved(self, layout: Layout, translate: Translate) -> Growing:
+        """The same rows, at the same slots, in the layout of a later schema. These rows and their moments stay as they
+        are. Late facts are not laid over the rows yet."""
+        out = copy.copy(self)
+        out._counts = self._counts.copy()
+        out._let_go()
+        if out.first > out.base:
+            out._compact(out.first - out.base)
+        held, waiting = out._blocks, out._waiting
+        out._lay_out(layout)
+        n = out.stop - out.base
+        old = out._rows
+        out._rows = {name: array for name, array in old.items() if name != "patch"}
+        out._rows["address"], out._rows["block"] = np.empty_like(old["address"]), np.empty_like(old["block"])
+        for places in _groups(old["block"][:n]):
+            block = held[int(old["block"][places[0]])]
+            rows = (old["address"][places] - block.records.ctypes.data) // self.layout.itemsize
+            new = translate(block, np.sort(rows, kind="stable"))
+            out._rows["block"][places] = out._number(new)
+            out._rows["address"][places] = new.records.ctypes.data + rows * layout.itemsize
+        moved = [out._waiting]
+        for places in _groups(np.array([id(b) for b in waiting.blocks], np.int64)):
+            rows = waiting.rows[places]
+            block = translate(waiting.blocks[places[0]], np.sort(rows, kind="stable"))
+            moved.append(Waiting.of(waiting.slots[places], block, rows, layout))
+        out._waiting = Waiting.joined(moved)
+        if out._reach and not self._reach:
+            out._edges = out._cut_off()
+        return out
+
+    def _cut_off(self) -> NDArray[np.int64]:
+        """The steps in the window after the first of their episode, whose predecessor is not there."""
+        steps = self._rows["steps"][self._low_rank : int(self._counts[1])].astype(np.int64)
+        heads = steps[self._rows["before"][steps] < self.first - self.base]
+        return heads[GrownRows(self._moment()).gather(heads + self.base, ("step",))["step"] > 0]
 
     # -- moments -------------------------------------------------------------------------------------------
 
@@ -210,9 +262,9 @@ class Growing:
                 lay.TERMINATED,
             )
         self._left, self._left_rank, self._settled = left, rank, high
-        waiting, held = self._find_waiting(left[(flags[left] & lay.HAS_NEXT) != 0] + base, tails)
-        moment = self._moment(waiting, held)
-        out = ~among(left, waiting - base)
+        waiting = self._find_waiting(left[(flags[left] & lay.HAS_NEXT) != 0] + base, tails)
+        moment = self._moment()
+        out = ~among(left, waiting.slots - base)
         truncated = int(((flags[left] & lay.TRUNCATED) != 0)[out].sum())
         unseen = int(out.sum()) - truncated
         excluded = rank[out]
@@ -223,28 +275,29 @@ class Growing:
             beheaded = len(excluded) - truncated - unseen
         return GrownAnchors(moment, steps, self._low_rank, high, excluded, truncated, unseen, beheaded)
 
-    def _find_waiting(self, slots: Slots, tails: Tails) -> tuple[Slots, Sequence[Tail]]:
-        """Those of the steps whose next observations were found in tails, and where. A step's waiting observation never
+    def _find_waiting(self, wanted: Slots, tails: Tails) -> Waiting:
+        """The next observations of the steps, as far as they were found in tails. A step's waiting observation never
         changes, so each is read once."""
-        wanted = slots.tolist()
-        known = {slot: self._waiting[slot] for slot in wanted if slot in self._waiting}
-        missing = [slot for slot in wanted if slot not in known]
-        if missing:
-            at = np.array(missing, np.int64)
-            ids = GrownRows(self._moment(_NONE, ())).ids(at)
-            slot_of = dict(zip(ids.tolist(), missing, strict=True))
-            size = self.layout.itemsize
+        known = self._waiting.among(wanted)
+        missing = wanted[~among(wanted, known.slots)]
+        if len(missing):
+            ids, parts = self._ids(missing), [known]
             for found, block in tails(ids):
-                assert block.records.strides == (size,), "rows are addressed by the layout's offsets"
-                at_byte = block.records.ctypes.data
-                planes = tuple(block.planes[leaf.path].ctypes.data for leaf in self.layout.wide)
-                for k, i in enumerate(found.tolist()):
-                    known[slot_of[i]] = Tail(block, k, at_byte + k * size, planes)
+                mine = np.flatnonzero(ids["writer"] == found["writer"][0])
+                # Rows of one writer come in their order, so that their numbers are sorted as their slots are.
+                slots = missing[mine[np.searchsorted(ids["seq"][mine], found["seq"])]]
+                parts.append(Waiting.of(slots, block, np.arange(len(slots)), self.layout))
+            known = Waiting.joined(parts)
         self._waiting = known
-        held = sorted(known)
-        return np.array(held, np.int64), [known[slot] for slot in held]
+        return known
 
-    def _moment(self, waiting: Slots, held: Sequence[Tail]) -> Moment:
+    def _ids(self, slots: Slots) -> Ids:
+        """StepIds `[n]` of rows, by the extents that brought them."""
+        extents = self._extents[: self._extent_count]
+        mine = extents[np.searchsorted(extents[:, 2], slots, side="right") - 1]
+        return make_ids(mine[:, 0], mine[:, 1] + slots - mine[:, 2])
+
+    def _moment(self) -> Moment:
         r = self._rows
         address, of, older = self._copies
         return Moment(
@@ -263,8 +316,7 @@ class Growing:
             patch_older=older,
             extents=self._extents[: self._extent_count],
             by_writer=self._by_writer,
-            waiting=waiting,
-            tails=held,
+            waiting=self._waiting,
         )
 
     # -- letting go ----------------------------------------------------------------------------------------
@@ -289,6 +341,8 @@ class Growing:
             self._left, self._left_rank = self._left[keep], self._left_rank[keep]
             if high > max(KEPT_ROWS, self.stop - self.first):
                 self._compact(high)
+        if self._patches > max(KEPT_ROWS, 2 * (self.stop - self.base)):
+            self._keep_blocks()
 
     def _compact(self, shift: int) -> None:
         """New arrays for the rows from `shift` on. Older views keep the old ones."""
@@ -337,21 +391,24 @@ class Growing:
         links.place_keys(self._keys, len(used), self._table)
 
     def _keep_blocks(self) -> None:
-        """Forgets the blocks and changed copies that no row left refers to."""
+        """Forgets the blocks and changed copies that no row refers to."""
+        n = self.stop - self.base
         address, of, _ = self._copies
-        patch = self._rows.get("patch")
-        chosen = np.unique(patch[patch >= 0]) if patch is not None else _NONE
-        used = np.union1d(np.unique(self._rows["block"]), of[chosen])
+        block, patch = self._rows["block"], self._rows.get("patch")
+        chosen = _NONE if patch is None else np.unique(patch[:n][patch[:n] >= 0])
+        used = np.union1d(np.unique(block[:n]), of[chosen])
         number = np.full(len(self._blocks) + 1, -1, np.int32)
         number[used] = np.arange(len(used))
         self._blocks = [self._blocks[k] for k in used.tolist()]
         self._block_of = {id(b): k for k, b in enumerate(self._blocks)}
         self._planes = self._planes[used]
-        self._rows["block"] = number[self._rows["block"]]
+        self._rows["block"] = np.empty_like(block)
+        self._rows["block"][:n] = number[block[:n]]
         if patch is not None:
-            copy = np.full(self._patches + 1, -1, np.int32)
-            copy[chosen] = np.arange(len(chosen))
-            self._rows["patch"] = copy[patch]
+            copy_of = np.full(self._patches + 1, -1, np.int32)
+            copy_of[chosen] = np.arange(len(chosen))
+            self._rows["patch"] = np.full_like(patch, -1)
+            self._rows["patch"][:n] = copy_of[patch[:n]]
             self._copies = [address[chosen], number[of[chosen]], np.full(len(chosen), -1, np.int32)]
             self._patches = len(chosen)
 
@@ -368,3 +425,11 @@ def _room(array: Array, rows: int) -> Array:
 def _shifted(index: NDArray[Any], shift: int) -> NDArray[np.int32]:
     out = index - np.int32(shift)
     return np.where(out < 0, np.int32(-1), out).astype(np.int32)
+
+
+def _groups(keys: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """The places of equal keys, for each key."""
+    if not len(keys):
+        return []
+    order = np.argsort(keys, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)

@@ -7,7 +7,7 @@ that is never seen from here (design/0006).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -20,19 +20,62 @@ from recollect.records import layout as lay
 from recollect.records.block import Block
 from recollect.records.layout import Layout
 from recollect.records.plan import GatherPlan
-from recollect.records.rows import PackedRows
+from recollect.records.rows import PackedRows, alike
 from recollect.view import Bool, Cut, EpisodeKey, Extent, FactIndex, Ids, Slots, View, make_ids
 
 Array = NDArray[Any]
 
 
-class Tail(NamedTuple):
-    """A waiting observation: row `row` of a block; the addresses of that row and of the block's planes."""
+class Waiting(NamedTuple):
+    """Observations that wait for the steps after some rows.
 
-    block: Block
-    row: int
-    address: int
-    planes: tuple[int, ...]
+    Attributes:
+        slots: `[w]` of the steps that they follow, sorted.
+        blocks, rows: `[w]` where each lies: a `Block`, and its row there.
+        address: `[w]` of those rows; `planes` `[w, regions]` of plane 0 of their blocks.
+    """
+
+    slots: Slots
+    blocks: Array
+    rows: Array
+    address: Array
+    planes: Array
+
+    @classmethod
+    def of(cls, slots: Slots, block: Block, rows: NDArray[np.int64], layout: Layout) -> Waiting:
+        """Some observations that lie in one block."""
+        order = np.argsort(slots)
+        blocks = np.empty(len(slots), object)
+        blocks.fill(block)
+        planes = np.empty((len(slots), len(layout.wide)), np.int64)
+        planes[:] = plane_addresses(block, layout)
+        rows = rows[order]
+        return cls(slots[order], blocks, rows, block.records.ctypes.data + rows * layout.itemsize, planes)
+
+    @classmethod
+    def none(cls, layout: Layout) -> Waiting:
+        empty = np.empty(0, np.int64)
+        return cls(empty, np.empty(0, object), empty, empty, np.empty((0, len(layout.wide)), np.int64))
+
+    def among(self, slots: Slots) -> Waiting:
+        """Those that follow the given steps, which are sorted."""
+        keep = among(self.slots, slots)
+        return self if keep.all() else Waiting(*(a[keep] for a in self))
+
+    @staticmethod
+    def joined(parts: Sequence[Waiting]) -> Waiting:
+        """All of them, in the order of their slots."""
+        filled = [p for p in parts if len(p.slots)]
+        if len(filled) < 2:
+            return filled[0] if filled else parts[0]
+        order = np.argsort(np.concatenate([p.slots for p in filled]))
+        return Waiting(*(np.concatenate(arrays)[order] for arrays in zip(*filled, strict=True)))
+
+
+def plane_addresses(block: Block, layout: Layout) -> list[int]:
+    """Where plane 0 of each wide field lies."""
+    assert block.records.strides == (layout.itemsize,), "rows are addressed by the layout's offsets"
+    return [block.planes[leaf.path].ctypes.data for leaf in layout.wide]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +91,7 @@ class Moment:
         extents: `[extents, 3]` writer, first row, slot of that row: all that `first` to `stop` touches, in order.
         by_writer: writer → `[3, m]` first row, slot of it, rows of the writer's extents, sorted. Rows past `stop` are
             to be passed over.
-        waiting: `[w]` slots of steps whose next observation waits in a tail, sorted; row k of `tails` is that of the
-            k-th, at slot `stop + k`.
+        waiting: next observations that wait in tails; the k-th is at slot `stop + k`.
     """
 
     layout: Layout
@@ -73,8 +115,7 @@ class Moment:
     patch_older: Array
     extents: Array
     by_writer: Mapping[int, Array]
-    waiting: Array
-    tails: Sequence[Tail]
+    waiting: Waiting
 
     @property
     def rows(self) -> slice:
@@ -108,9 +149,6 @@ class GrownRows(PackedRows):
         self.count = moment.stop - moment.first
         self._plans = {}
         self._no_patch = np.empty(0, np.int32)
-        tails = moment.tails
-        self._waiting = np.array([t.address for t in tails], np.int64)
-        self._waiting_planes = np.array([t.planes for t in tails], np.int64).reshape(len(tails), len(self.layout.wide))
 
     @property
     def first(self) -> int:
@@ -143,8 +181,8 @@ class GrownRows(PackedRows):
             m.patch_address,
             m.patch_block,
             m.patch_older,
-            self._waiting,
-            self._waiting_planes,
+            m.waiting.address,
+            m.waiting.planes,
             places,
             bases,
             regions[: len(self.layout.wide)],
@@ -155,8 +193,7 @@ class GrownRows(PackedRows):
         """The block and row of one slot; `raw` looks past late facts to what was first written."""
         m = self.moment
         if slot >= m.stop:
-            tail = m.tails[slot - m.stop]
-            return tail.block, tail.row
+            return m.waiting.blocks[slot - m.stop], int(m.waiting.rows[slot - m.stop])
         if slot < m.first:
             raise NotFound(f"row {slot} of the view was let go of", value=slot)
         i = slot - m.base
@@ -168,6 +205,24 @@ class GrownRows(PackedRows):
             if x >= 0:
                 address, block = int(m.patch_address[x]), m.blocks[int(m.patch_block[x])]
         return block, (address - block.records.ctypes.data) // self.layout.itemsize
+
+    def _by_block(self, slots: Slots) -> Iterator[tuple[Block, Array, Array]]:
+        """The blocks that hold the rows of some slots: the rows in each, and their places among the slots. Slots of -1
+        are passed over."""
+        m = self.moment
+        inside = (slots >= m.first) & (slots < m.stop)
+        i = np.where(inside, slots, m.first) - m.base
+        if m.patches and m.patch is not None and m.stop > m.first:
+            inside &= m.patch[i] < 0
+        places = np.flatnonzero(inside)
+        number, address = m.block[i[places]], m.address[i[places]]
+        for part in alike(number):
+            block = m.blocks[int(number[part[0]])]
+            yield block, (address[part] - block.records.ctypes.data) // self.layout.itemsize, places[part]
+        # Waiting observations and rows that have changed copies are few.
+        for place in np.flatnonzero(~inside & (slots >= 0)).tolist():
+            block, row = self.locate(int(slots[place]))
+            yield block, np.array([row]), np.array([place])
 
     def find(self, ids: Ids) -> Slots:
         """Slots `[n]` of the ids, -1 for ids that are not in the cut."""
@@ -264,7 +319,7 @@ class GrownEpisodes:
         m = self.moment
         flat = np.ascontiguousarray(slots, np.int64).reshape(-1)
         out = np.empty(len(flat), np.int64)
-        observed_after(flat, m.base, m.first, m.stop, m.after, m.final, m.flags, m.waiting, lay.FINAL, out)
+        observed_after(flat, m.base, m.first, m.stop, m.after, m.final, m.flags, m.waiting.slots, lay.FINAL, out)
         return out.reshape(np.shape(slots))
 
     def rows_of(self, key: EpisodeKey) -> Slots:
@@ -353,6 +408,10 @@ class GrownAnchors:
         inside = inside & ((flags & (lay.FINAL | lay.HOLE)) == 0)
         out: Bool = inside & ~among(slots, self._left_slots)
         return out
+
+    def complete(self, slots: Slots) -> Bool:
+        """Whether each slot could be drawn, were there no condition; here there is none."""
+        return self.mask(slots)
 
 
 class GrownView(View):

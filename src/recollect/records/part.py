@@ -11,7 +11,8 @@ from recollect.view import Cut, FactIndex, Ids, View
 
 
 def part_of(whole: View, cut: Cut) -> View:
-    """The view of `cut`, whose rows must all be in `whole`: the same as one made of `cut` where the rows live.
+    """The view of `cut`, whose rows must all be in `whole`: the same as one made of `cut` where the rows live, and
+    restricted to the same condition.
 
     Raises:
         NotFound: rows of the cut are not in the view.
@@ -42,4 +43,5 @@ def part_of(whole: View, cut: Cut) -> View:
         every = (f for history in whole.facts.history.values() for f in history)
         return FactIndex.of(f for f in every if f.seq < limits.get(f.writer, 0))
 
-    return build_view(rows.layout, cut, pieces, tails, facts, overlay, whole.name)
+    view = build_view(rows.layout, cut, pieces, tails, facts, overlay, whole.name)
+    return view if whole.filter is None else view.where(whole.filter)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recollect.records.block import Block
-from recollect.records.layout import Layout
+from recollect.records.layout import Layout, column
 from recollect.records.plan import GatherPlan, Output
 from recollect.view.ids import ID_DTYPE, Extent, Ids, Slots, merged
 
@@ -132,18 +132,33 @@ class PackedRows:
 
     def heap_values(self, slots: Slots, path: str) -> list[bytes | None]:
         """Stored bytes of a heap field for each slot; None where null or where the slot is -1."""
-        out: list[bytes | None] = []
+        out: list[bytes | None] = [None] * len(slots)
         optional = self.layout.nulls.get(path)
-        for slot in slots.tolist():
-            if slot < 0:
-                out.append(None)
-                continue
-            block, row = self.locate(slot)
-            if optional and int(block.records["nulls"][row, optional[0]]) >> optional[1] & 1:
-                out.append(None)
-            else:
-                out.append(block.heap_value(row, path))
+        for block, rows, places in self._by_block(slots):
+            spans = block.records[column(path)][rows]
+            heap = block.heap.data
+            values = [
+                bytes(heap[at : at + count])
+                for at, count in zip(spans["at"].tolist(), spans["count"].tolist(), strict=True)
+            ]
+            there = np.ones(len(rows), np.bool_)
+            if optional:
+                there = block.records["nulls"][rows, optional[0]] >> np.uint64(optional[1]) & np.uint64(1) == 0
+            for place, value, known in zip(places.tolist(), values, there.tolist(), strict=True):
+                if known:
+                    out[place] = value
         return out
+
+    def _by_block(self, slots: Slots) -> Iterator[tuple[Block, NDArray[np.int64], NDArray[np.int64]]]:
+        """The blocks that hold the rows of some slots: the rows in each, and their places among the slots. Slots of -1
+        are passed over."""
+        places = np.flatnonzero(slots >= 0)
+        at = self.resolve(slots[places])
+        piece = np.searchsorted(self.starts, at, side="right") - 1
+        for part in alike(piece):
+            k = int(piece[part[0]])
+            block, start, _ = self._pieces[k]
+            yield block, at[part] - int(self.starts[k]) + start, places[part]
 
     def valid(self, slots: Slots, path: str) -> NDArray[np.bool_]:
         """`[n]`: where an optional field is not null; all true for the others."""
@@ -169,3 +184,13 @@ class PackedRows:
             hit = (ids["writer"] == extent.writer) & (ids["seq"] >= extent.start) & (ids["seq"] < extent.stop)
             out[hit] = self._extent_slots[k] + ids["seq"][hit] - extent.start
         return out
+
+
+def alike(values: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """The places of equal values, a group for each."""
+    if not len(values):
+        return []
+    if len(values) == 1 or (values == values[0]).all():
+        return [np.arange(len(values))]
+    order = np.argsort(values, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(values[order])) + 1)

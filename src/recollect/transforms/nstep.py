@@ -52,13 +52,14 @@ class NStep:
     def plan(self, reads: Reads, view: View) -> Reads:
         """Which steps of each window count, and the row of the next observation after the last of them.
 
-        A step counts while it may itself be drawn: where a next observation is lost, the window ends before it.
+        A step counts while it could itself be drawn, whatever condition the view has: where a next observation is lost,
+        the window ends before it.
         """
         if self.n == 1:
             return reads
         slots = reads.window[:, : self.n]
         flat = slots.reshape(-1)
-        counts = np.logical_and.accumulate(view.anchors.mask(flat).reshape(slots.shape), axis=1)
+        counts = np.logical_and.accumulate(view.anchors.complete(flat).reshape(slots.shape), axis=1)
         last = np.take_along_axis(slots, counts.sum(axis=1)[:, None] - 1, 1)[:, 0]
         following = view.episodes.next_observation(last)
         return Reads(reads.anchors, reads.window, following, {**reads.masks, "nstep": counts})

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recollect.schema import Schema
 from recollect.view.facts import FactIndex
 from recollect.view.ids import Bool, Cut, EpisodeKey, Ids, Slots
+from recollect.where import Filter
 
 
 class Rows(Protocol):
@@ -22,6 +23,8 @@ class Rows(Protocol):
     def gather(self, slots: Slots, fields: Sequence[str]) -> dict[str, NDArray[Any]]: ...
     def ids(self, slots: Slots) -> Ids: ...
     def find(self, ids: Ids) -> Slots: ...
+    def valid(self, slots: Slots, path: str) -> Bool: ...
+    def heap_values(self, slots: Slots, path: str) -> list[bytes | None]: ...
 
 
 class Episodes(Protocol):
@@ -119,6 +122,9 @@ class Anchors(Protocol):
     def __len__(self) -> int: ...
     def select(self, ranks: Slots) -> Slots: ...
     def mask(self, slots: Slots) -> Bool: ...
+    def complete(self, slots: Slots) -> Bool:
+        """Whether each slot could be drawn, were there no condition: such steps may be part of a window."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,7 @@ class AnchorList:
         undrawable_truncated: truncated steps without their next observation, left out.
         undrawable_open: other steps without it: the last of an episode that is still open.
         undrawable_beheaded: steps whose frame stack reaches back to steps that the view lacks.
+        whole: what could be drawn but for the condition of the view; None when it has none.
     """
 
     slots: Slots | None
@@ -138,6 +145,7 @@ class AnchorList:
     undrawable_truncated: int = 0
     undrawable_open: int = 0
     undrawable_beheaded: int = 0
+    whole: Anchors | None = None
 
     def __len__(self) -> int:
         return self.rows if self.slots is None else len(self.slots)
@@ -156,6 +164,15 @@ class AnchorList:
             else np.zeros(len(slots), np.bool_)
         )
 
+    def complete(self, slots: Slots) -> Bool:
+        """Whether each slot could be drawn, were there no condition."""
+        return self.mask(slots) if self.whole is None else self.whole.complete(slots)
+
+    @property
+    def unmatched(self) -> int:
+        """Rows that could be drawn, but for the condition of the view."""
+        return 0 if self.whole is None else len(self.whole) - len(self)
+
 
 @dataclass(frozen=True)
 class View:
@@ -168,6 +185,7 @@ class View:
         episodes: each row's place in its episode.
         anchors: the rows that may be drawn.
         name: where the view came from, for people.
+        filter: what `where` restricted the anchors to, None when nothing did.
     """
 
     schema: Schema
@@ -177,6 +195,7 @@ class View:
     anchors: Anchors
     load_facts: Callable[[], FactIndex] = field(default=FactIndex, repr=False, compare=False)
     name: str = ""
+    filter: Filter | None = None
 
     @cached_property
     def facts(self) -> FactIndex:
@@ -191,8 +210,38 @@ class View:
         """A view is its own constant source."""
         return self
 
+    def where(self, condition: str | Filter) -> View:
+        """The same rows, of which only those may be drawn that a condition is true of.
+
+        Everything can still be read, so that windows, next observations and frame stacks are what they were. Facts are
+        those of the cut. Of a view that is restricted already both conditions must be true. Costs one look at the
+        fields concerned of every drawable row.
+
+        Args:
+            condition: such as `"episode.task = 'hopper' and reward > 0"`; `recollect.where` has the language.
+
+        Raises:
+            ArgumentError: it cannot be read, or compares what cannot be compared; the part is named.
+            NotFound: a field or fact that the schema lacks.
+        """
+        from recollect.view.matching import matching
+        from recollect.where import parse
+
+        chosen = parse(condition, self.schema) if isinstance(condition, str) else condition
+        self.schema.require_equal(chosen.schema, what="the condition")
+        slots = self.anchors.select(np.arange(len(self.anchors)))
+        episodes = self.episodes
+        kept = slots[matching(chosen, self.rows, slots, episodes.group[slots], episodes.keys, lambda: self.facts)]
+        a = self.anchors
+        counts = a.undrawable_truncated, a.undrawable_open, a.undrawable_beheaded
+        whole = a.whole if isinstance(a, AnchorList) and a.whole is not None else a
+        anchors = AnchorList(kept, len(self.rows), *counts, whole=whole)
+        both = chosen if self.filter is None else self.filter & chosen
+        return View(self.schema, self.cut, self.rows, episodes, anchors, lambda: self.facts, self.name, both)
+
     def __repr__(self) -> str:
-        return f"View({self.name!r}, rows={len(self.rows)}, drawable={len(self.anchors)})"
+        chosen = "" if self.filter is None else f", where={str(self.filter)!r}"
+        return f"View({self.name!r}, rows={len(self.rows)}, drawable={len(self.anchors)}{chosen})"
 
 
 class Source(Protocol):
