@@ -15,7 +15,7 @@ from recollect.loader.outputs import Kind, choose
 from recollect.loader.plan import BatchPlan
 from recollect.records.part import part_of
 from recollect.records.rows import PackedRows
-from recollect.samplers import Cursor, Draw, Receipt, Sampler, Uniform
+from recollect.samplers import Cursor, Draw, Receipt, Sampler, Uniform, feedback_of
 from recollect.transforms import NStep, Transform
 from recollect.view import Cut, GrowingSource, Ids, Slots, Source, View
 
@@ -113,7 +113,7 @@ class Loader:
         self.steps = steps
         bytes_ = max(1, self._plan.row_bytes * batch_size)
         most = 4 if self._plan.heap else MAX_CHUNK  # variable sizes are not known before they are read
-        self._ahead = 1 if self._cursor.takes_feedback else ahead or max(1, min(most, CHUNK_BYTES // bytes_))
+        self._ahead = 1 if self._cursor.is_stateful else ahead or max(1, min(most, CHUNK_BYTES // bytes_))
         self._delivered = 0
         self._queue: deque[tuple[Draw, View]] = deque()
         self._chunk: Chunk | None = None
@@ -148,7 +148,7 @@ class Loader:
             raise ArgumentError("the loader is closed")
         if self.steps is not None and step >= self.steps:
             raise StopIteration
-        if self._cursor.takes_feedback or self._source is not None:
+        if self._cursor.is_stateful or self._source is not None:
             batch = self._next_drawn()
         else:
             chunk = self._chunk
@@ -232,18 +232,21 @@ class Loader:
 
         Args:
             ids: `[B]` StepIds, as `batch.ids`.
-            signal: `[B]` non-negative numbers.
+            signal: `[B]` non-negative numbers, an array or a tensor; of equal ids the last one counts.
+
+        Returns:
+            How many reached a row that may be drawn, and how many were of rows that this loader does not hold, or no
+            longer. The next draw sees them; batches that are already drawn stay what they are.
 
         Raises:
-            ArgumentError: the sampler takes no feedback.
+            ArgumentError: the sampler takes no feedback, or a signal is negative, infinite or NaN.
         """
         if not self._cursor.takes_feedback:
             raise ArgumentError(f"{self.sampler} takes no priorities", remedy="Use a sampler that does")
-        values = np.asarray(signal, np.float64)
-        if np.isnan(values).any() or (values < 0).any():
-            raise ArgumentError("priorities are numbers of at least 0", value=float(values.min()))
-        receipt: Receipt = self._cursor.update(_packed(self.view).find(ids), values)  # type: ignore[attr-defined]
-        return receipt
+        values = np.asarray(signal.detach().cpu() if hasattr(signal, "detach") else signal, np.float64)
+        if not (values >= 0).all():
+            raise ArgumentError("priorities are numbers of at least 0", value=float(values.min()), remedy="Pass .abs()")
+        return feedback_of(self._cursor).update(_packed(self.view).find(ids), values)
 
     # -- going on ------------------------------------------------------------------------------------------
 

@@ -102,8 +102,6 @@ class Sampler(Protocol):
 
             def state(self):
                 return {}
-
-    One that only has to choose slots is shorter as a function: see `Custom`.
     """
 
     def bind(self, view: View, seed: int, state: State | None = None) -> Cursor:

@@ -180,7 +180,7 @@ class _Cursor:
         if leaf is None or not len(slots):
             return p
         given = view.rows.gather(slots, (leaf.path,))[leaf.path].astype(np.float64).reshape(len(slots), -1)[:, 0]
-        known: Any = view.rows.valid(slots, leaf.path) & ~np.isnan(given)  # type: ignore[attr-defined]
+        known: Any = view.rows.valid(slots, leaf.path) & ~np.isnan(given)
         wrong = np.flatnonzero(known & ~((given >= 0) & np.isfinite(given)))
         if len(wrong):
             writer, seq = view.rows.ids(slots[wrong[:1]])[0].tolist()
