@@ -30,7 +30,7 @@ class Prioritized:
     P(i) = p_i^alpha / Σ p^alpha, with p_i = signal + eps (`proportional`) or 1 / rank(i) (`rank`). One row is
     drawn from each of `batch_size` equal parts of the probability. `batch.weight` is (N P(i))^-beta over the largest such
     weight of the batch or of the buffer, `batch.probability` the raw P(i). Rows enter at the highest p seen so far, 1 at
-    first, or with the priority given at append: a field with the role `priority`, where it is not null.
+    first, or with the priority given at append: the value of a field with the role `priority`, else `append(priority=)`.
 
     Ranks are exact at every draw: 1 is the highest p; of equal ones the row that came first. Cost of a draw and an update
     of 256 among a million rows: tens of microseconds proportional, a few hundred by rank (`benchmarks/samplers.py`).
@@ -176,11 +176,16 @@ class _Cursor:
     def _entering(self, view: View, slots: Slots) -> F64:
         """The priorities `[n]` with which rows enter."""
         p = np.full(len(slots), self._highest)
+        if not len(slots):
+            return p
         leaf = view.schema.role("priority")
-        if leaf is None or not len(slots):
+        if "priority" not in view.schema.by_path:
+            appended = view.rows.gather(slots, ("priority",))["priority"].astype(np.float64)
+            p = np.where(np.isnan(appended), p, appended + self._config.eps)
+        if leaf is None:
             return p
         given = view.rows.gather(slots, (leaf.path,))[leaf.path].astype(np.float64).reshape(len(slots), -1)[:, 0]
-        known: Any = view.rows.valid(slots, leaf.path) & ~np.isnan(given)
+        known = view.rows.valid(slots, leaf.path) & ~np.isnan(given)
         wrong = np.flatnonzero(known & ~((given >= 0) & np.isfinite(given)))
         if len(wrong):
             writer, seq = view.rows.ids(slots[wrong[:1]])[0].tolist()
