@@ -67,7 +67,8 @@ def drawn(cursor: Any, view: rc.View, *, batches: int, size: int, first: int = 0
 
 
 def assert_true_to(counts: Any, chances: Any) -> None:
-    """The draws agree with the chances, and the same test rejects chances that are a tenth off for a third of the rows."""
+    """The draws agree with the chances, and the same test rejects chances that are a tenth off for a third of the
+    rows."""
     there = np.flatnonzero(chances)
     assert not counts[chances == 0].any()
     assert abs(chi_square(counts[there], chances[there])) < 4

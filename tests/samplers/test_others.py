@@ -208,15 +208,15 @@ def test_a_mixture_has_exact_shares_and_the_chances_it_states() -> None:
     mixture = rc.Mixture(old=(3, rc.Uniform()), new=(1, rc.Recent(20)))
     cursor: Any = mixture.bind(_joined(**views), 0)
     counts = {0: np.zeros(40, np.int64), 1: np.zeros(60, np.int64)}
-    for step in range(600):
-        draw = cursor.draw(step, 30)
+    for step in range(2000):
+        draw = cursor.draw(step, 60)
         part, slot = _parts(draw.keys[0])
         assert (np.diff(part) >= 0).all()
         for k in (0, 1):
             np.add.at(counts[k], slot[part == k], 1)
         want = np.where(part == 0, 0.75 / len(views["old"]), 0.25 / 20)
         assert np.allclose(draw.probability[0], want, rtol=1e-12)
-    assert counts[0].sum() == 600 * 30 * 3 // 4
+    assert counts[0].sum() == 2000 * 60 * 3 // 4
     assert_true_to(counts[0], _even(_rows(views["old"]), 40))
     assert_true_to(counts[1], _even(_rows(views["new"])[-20:], 60))
 

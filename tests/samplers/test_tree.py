@@ -13,7 +13,10 @@ from recollect.samplers.ranking import BLOCK, Ranking
 from recollect.samplers.tree import SumTree
 
 WEIGHT = st.one_of(
-    st.just(0.0), st.floats(0, 10), st.sampled_from([1.0, 0.1, 1e-300, 5e-324, 1e290, 2.0**-53, 1e16]), st.floats(0, 1e-9)
+    st.just(0.0),
+    st.floats(0, 10),
+    st.sampled_from([1.0, 0.1, 1e-300, 5e-324, 1e290, 2.0**-53, 1e16]),
+    st.floats(0, 1e-9),
 )
 PUTS = st.lists(st.lists(st.tuples(st.integers(0, 199), WEIGHT), min_size=1, max_size=30), min_size=1, max_size=8)
 
@@ -64,7 +67,9 @@ def test_a_place_of_weight_zero_is_never_found(weights: list[float], parts: list
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.lists(st.integers(0, 1000), min_size=1, max_size=300), st.lists(st.floats(0, 1, exclude_max=True), min_size=1))
+@given(
+    st.lists(st.integers(0, 1000), min_size=1, max_size=300), st.lists(st.floats(0, 1, exclude_max=True), min_size=1)
+)
 def test_the_place_under_a_target_is_that_of_the_running_sums(weights: list[int], parts: list[float]) -> None:
     """Whole numbers are summed without rounding, so there is one right answer."""
     model = np.array(weights, float)

@@ -1,13 +1,12 @@
-"""How the drawable rows change from one view to the next, and views with fewer of them."""
+"""How the drawable rows change from one view to the next."""
 
 from __future__ import annotations
 
-from copy import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from recollect.view import AnchorList, Anchors, Bool, Slots, View
+from recollect.view import Anchors, Bool, Slots, View
 
 _NONE = np.empty(0, np.int64)
 
@@ -45,26 +44,6 @@ def change(older: Anchors | None, newer: Anchors) -> Change:
     if len(after) >= len(before) and np.array_equal(after[: len(before)], before):
         return Change(after[len(before) :], _NONE)
     return Change(after[~among(after, before)], before[~among(before, after)])
-
-
-def narrowed(view: View, slots: Slots) -> View:
-    """The same rows to be read, with fewer to be drawn: the sorted `slots`."""
-    out = copy(view)
-    out.__dict__["anchors"] = AnchorList(slots, len(view.rows))
-    return out
-
-
-def is_rewritten(older: View | None, newer: View) -> bool:
-    """Whether values that were read in `older` may be others in `newer`: late facts lay over fields of steps."""
-    if older is None or newer is older:
-        return False
-    before, after = _changed_rows(older), _changed_rows(newer)
-    return before is None or before != after
-
-
-def _changed_rows(view: View) -> Any:
-    """How many rows late facts have changed in a growing view; None for other views, which do not tell."""
-    return getattr(getattr(view, "moment", None), "patches", None)
 
 
 def first_slot(view: View) -> int:

@@ -25,31 +25,10 @@ class Receipt(NamedTuple):
     unknown: int
     deleted: int
 
-    def __add__(self, other: object) -> Receipt:  # type: ignore[override]
+    def __add__(self, other: object) -> Receipt:
         if not isinstance(other, Receipt):
             return NotImplemented
         return Receipt(*(a + b for a, b in zip(self, other, strict=True)))
-
-
-class Span(NamedTuple):
-    """The steps that belong to one key of a sequence.
-
-    Attributes:
-        before: steps before the key: burn-in.
-        trained: the key and the trained steps after it.
-        after: steps behind those, to bootstrap from.
-        pad: on which side a sequence that is shorter than this is padded.
-    """
-
-    before: int
-    trained: int
-    after: int
-    pad: str
-
-    @property
-    def length(self) -> int:
-        """T, steps in all."""
-        return self.before + self.trained + self.after
 
 
 class Draw(NamedTuple):
@@ -62,7 +41,6 @@ class Draw(NamedTuple):
         probability: `[batches, n]` float64, the raw chance of each key over the whole view; a scalar array when equal.
         weight: like `probability`: importance weights.
         sizes: `[batches]` keys that count, None when all do.
-        span: the steps around each key, None outside sequences.
     """
 
     step: int
@@ -70,7 +48,6 @@ class Draw(NamedTuple):
     probability: F64
     weight: F64
     sizes: tuple[int, ...] | None = None
-    span: Span | None = None
 
 
 class Sampler(Protocol):
@@ -139,7 +116,7 @@ class Feedback(Protocol):
 
         Args:
             keys: `[B]` slots; -1 is unknown.
-            signal: `[B]`, or `[B, T]` under `Sequence`.
+            signal: `[B]`.
         """
         ...
 

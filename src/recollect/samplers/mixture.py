@@ -37,7 +37,8 @@ class Mixture:
     Shares are numbers or schedules, scaled to a sum of 1 for each batch, and rounded to rows by largest remainder with
     the error carried: over many batches each part has its share to within a row. A part from which nothing can be drawn
     gives its share to the others, in proportion to theirs, and is owed nothing for it later. A batch holds part
-    after part in the order of the arguments. `probability` is share × P within the part; weights are those of the parts.
+    after part in the order of the arguments. `probability` is share × P within the part; weights are those of the
+    parts.
 
     Raises:
         ArgumentError: no part, or one that is no (share, sampler).
@@ -51,7 +52,9 @@ class Mixture:
         out = []
         for name, part in parts.items():
             if not (isinstance(part, tuple) and len(part) == 2 and hasattr(part[1], "bind")):
-                raise ArgumentError(f"part {name!r} is a share and a sampler", value=part, remedy="Write (0.5, Uniform())")
+                raise ArgumentError(
+                    f"part {name!r} is a share and a sampler", value=part, remedy="Write (0.5, Uniform())"
+                )
             checked(f"the share of {name!r}", part[0])
             out.append((name, part[0], part[1]))
         object.__setattr__(self, "parts", tuple(out))

@@ -28,12 +28,14 @@ class Prioritized:
     Antonoglou, Silver 2016, "Prioritized experience replay", arXiv 1511.05952).
 
     P(i) = p_i^alpha / Σ p^alpha, with p_i = signal + eps (`proportional`) or 1 / rank(i) (`rank`). One row is
-    drawn from each of `batch_size` equal parts of the probability. `batch.weight` is (N P(i))^-beta over the largest such
-    weight of the batch or of the buffer, `batch.probability` the raw P(i). Rows enter at the highest p seen so far, 1 at
-    first, or with the priority given at append: the value of a field with the role `priority`, else `append(priority=)`.
+    drawn from each of `batch_size` equal parts of the probability. `batch.weight` is (N P(i))^-beta over the largest
+    such weight of the batch or of the buffer, `batch.probability` the raw P(i). Rows enter at the highest p seen so
+    far, 1 at first, or with the priority given at append: the value of a field with the role `priority`, else
+    `append(priority=)`.
 
-    Ranks are exact at every draw: 1 is the highest p; of equal ones the row that came first. Cost of a draw and an update
-    of 256 among a million rows: tens of microseconds proportional, a few hundred by rank (`benchmarks/samplers.py`).
+    Ranks are exact at every draw: 1 is the highest p; of equal ones the row that came first. Cost of a draw and an
+    update of 256 among a million rows: tens of microseconds proportional, a few hundred by rank
+    (`benchmarks/samplers.py`).
 
     Args:
         alpha: 0 is uniform; 0.6 by default, 0.7 for ranks.
@@ -66,7 +68,9 @@ class Prioritized:
         if not isinstance(self.alpha, int | float) or not 0 <= self.alpha < np.inf:
             raise ArgumentError("alpha is a number of at least 0", value=self.alpha)
         if not isinstance(self.eps, int | float) or not 0 < self.eps < np.inf:
-            raise ArgumentError("eps is a number above 0", value=self.eps, remedy="A row of priority 0 is lost for good")
+            raise ArgumentError(
+                "eps is a number above 0", value=self.eps, remedy="A row of priority 0 is lost for good"
+            )
         checked("beta", self.correction)
 
     @property
@@ -145,10 +149,14 @@ class _Cursor:
     def update(self, keys: Slots, signal: F64) -> Receipt:
         """Gives rows new priorities `[B]`. Raises ArgumentError for a signal that is no number of at least 0."""
         if np.shape(signal) != np.shape(keys):
-            raise ArgumentError("one signal a row", value=np.shape(signal), remedy="Sequence takes [B, T]")
+            raise ArgumentError(
+                "one signal a row", value=np.shape(signal), remedy=f"Pass signals of shape {np.shape(keys)}"
+            )
         if not (np.isfinite(signal).all() and (signal >= 0).all()):
             wrong = signal[~(signal >= 0) | ~np.isfinite(signal)]
-            raise ArgumentError("priorities are finite numbers of at least 0", value=float(wrong[0]), remedy="Pass .abs()")
+            raise ArgumentError(
+                "priorities are finite numbers of at least 0", value=float(wrong[0]), remedy="Pass .abs()"
+            )
         places = keys - self._base
         held = self._weights.held
         inside = (places >= 0) & (places < len(held))

@@ -13,7 +13,8 @@ class Quotas:
     """Deals out the rows of one batch after another.
 
     A part is owed share × n rows a batch, and what it was owed before. It gets the whole rows of that; what is left
-    goes to the largest remainders, the first of equal ones. So no part is ever a row or more away from its share of all.
+    goes to the largest remainders, the first of equal ones. So no part is ever a row or more away from its share of
+    all.
 
     Args:
         owed: `[parts]` what each was owed when a state was taken.

@@ -17,10 +17,11 @@ _PURPOSE = 4
 
 @dataclass(frozen=True)
 class Recent:
-    """The newest `rows` drawable rows with the same chance, or every row with a chance that halves each `half_life` rows.
+    """The newest `rows` drawable rows with the same chance, or every row with a chance that halves each `half_life`
+    rows.
 
-    A row's age is its distance from the newest drawable row in the view's order. With a half-life h and N rows, a row of
-    age a is drawn with the chance 2^(-a/h) / Σ 2^(-a/h). Weights are 1: the bias is wanted.
+    A row's age is its distance from the newest drawable row in the view's order. With a half-life h and N rows, a row
+    of age a is drawn with the chance 2^(-a/h) / Σ 2^(-a/h). Weights are 1: the bias is wanted.
 
     Args:
         rows: how many rows; all of them where there are fewer.

@@ -36,8 +36,8 @@ def offer(places: Any, slots: Any, seen: int, k0: Any, k1: Any) -> None:
 @dataclass(frozen=True)
 class Reservoir:
     """Draws from `size` rows, of which every row that ever became drawable is one with the same chance (Vitter 1985,
-    "Random sampling with a reservoir", algorithm R): the t-th row comes in with the chance size / t, in the place of a random
-    one. Rows that leave the view leave the reservoir, and their places stay empty until later rows take them.
+    "Random sampling with a reservoir", algorithm R): the t-th row comes in with the chance size / t, in the place of a
+    random one. Rows that leave the view leave the reservoir, and their places stay empty until later rows take them.
 
     `probability` is 1 over the rows in the reservoir; weights are 1. The state holds the reservoir and the count.
 

@@ -23,9 +23,10 @@ _PURPOSE = 5
 class Stratified:
     """Rows of each group with the same chance, and each group with its exact share of every batch.
 
-    A group is a value of a scalar field, or of a fact where `by` begins with `episode.`; rows where it is null are a group
-    too. Shares are rounded to rows by largest remainder with the error carried. A group that has no row now gives its share to
-    the others. `probability` is share / rows of the group; weights are 1. A view that grew is grouped anew as a whole.
+    A group is a value of a scalar field, or of a fact where `by` begins with `episode.`; rows where it is null are a
+    group too. Shares are rounded to rows by largest remainder with the error carried. A group that has no row now
+    gives its share to the others. `probability` is share / rows of the group; weights are 1. A view that grew is
+    grouped anew as a whole.
 
     Args:
         by: a scalar field's path, `terminated`, `truncated`, or `episode.` and a fact's name.
@@ -83,7 +84,9 @@ class _Cursor:
         shares = dict.fromkeys(groups, 1.0) if quotas is None else dict(quotas)
         if not any(share > 0 and name in groups for name, share in shares.items()):
             raise ArgumentError(
-                f"no row has a value of {self._config.by!r} that has a quota", value=list(groups)[:8], remedy="Name others"
+                f"no row has a value of {self._config.by!r} that has a quota",
+                value=list(groups)[:8],
+                remedy="Name others",
             )
         self._view, self._shares = view, shares
         self._groups = [groups.get(name, np.empty(0, np.int64)) for name in shares]

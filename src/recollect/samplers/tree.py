@@ -156,7 +156,8 @@ class SumTree:
         return float(self._nodes[self._starts[-2]])
 
     def grow(self, room: int) -> None:
-        """Makes room for at least so many places; at least twice as many as there were, so that growing costs little."""
+        """Makes room for at least so many places; at least twice as many as there were, so that growing costs
+        little."""
         if room > self.room:
             old = self.leaves
             self._allocate(max(room, 2 * self.room))

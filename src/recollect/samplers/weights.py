@@ -96,4 +96,4 @@ class Ranked:
 
     def least(self) -> float:
         total = self._total()
-        return float(self._ranking.size) ** -self._alpha / total
+        return float(float(self._ranking.size) ** -self._alpha) / total
