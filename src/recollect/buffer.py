@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any
 
 from recollect.cache.blocks import BlockCache
+from recollect.cache.rotation import Rotation
 from recollect.cache.view import BufferReader
-from recollect.cold.dataset import Datasets, Promotion
+from recollect.cold import torn
+from recollect.cold.cleanup import Cleanup, cleanup
+from recollect.cold.compact import Compaction, compact
+from recollect.cold.dataset import Datasets
+from recollect.cold.fold import Promotion
+from recollect.cold.history import History
 from recollect.cold.location import Location
-from recollect.errors import NotFound
-from recollect.promote.plan import cut_of
+from recollect.cold.pins import Pin
+from recollect.cold.verify import BufferReport, verify
+from recollect.errors import ArgumentError, NotFound
+from recollect.promote.upkeep import row_bytes
 from recollect.records.layout import Layout
 from recollect.records.part import part_of
 from recollect.schema import Schema
@@ -30,6 +38,7 @@ class Version:
         time: when it was promoted, UTC.
         rows: rows in it; `rows_added` those its promotion brought.
         workspace: name of the workspace they came from.
+        kept: whether it can still be opened; what cleanup removed stays in the list.
         statistics: per numeric field: rows, nulls, nans, count, mean, std, min, max (per element for small fields), and
             under `returns` and `lengths` those of the episodes that ended. Of the steps as they were written: late
             facts are not in them.
@@ -42,6 +51,7 @@ class Version:
     rows_added: int
     workspace: str
     statistics: Mapping[str, Any]
+    kept: bool = True
 
 
 class Buffer:
@@ -61,13 +71,14 @@ class Buffer:
         return self._data.schema
 
     def versions(self) -> list[Version]:
-        """Every version, oldest first."""
+        """Every version that a snapshot made, oldest first, those that were cleaned up included."""
         self._data.refresh()
         tags: dict[int, list[str]] = {}
         for name, number in self._data.tags().items():
             tags.setdefault(number, []).append(name)
+        there = self._data.version_numbers()
         out = []
-        for p in self._data.chain(self._data.promotion_id(self._data.steps)):
+        for p in self._data.history().log():
             number = p.base_version + 1
             out.append(
                 Version(
@@ -78,6 +89,7 @@ class Buffer:
                     p.rows,
                     p.record["lineage"]["workspace_name"],
                     _finished(p.record["statistics"]),
+                    number in there,
                 )
             )
         return out
@@ -96,14 +108,43 @@ class Buffer:
         Raises:
             NotFound: no such tag or version, none that old, or a buffer without rows.
         """
+        view = self._reader.view(*self._read(which))
+        return view if cut is None else part_of(view, cut)
+
+    def rotate(
+        self, which: str | int | datetime | None = None, *, resident_bytes: int | None = None, reuse: float = 1.0
+    ) -> Rotation:
+        """A version that is larger than the cache, for a loader: its blocks take turns in the cache.
+
+        Batches are drawn from the rows that are resident, with the same windows and next observations as if all were;
+        every row has its turn. The order depends on the rows, the sampler, the seed and these arguments alone.
+
+        Args:
+            which: as for `at`.
+            resident_bytes: bytes that resident blocks may take; the cache's budget when None. Give it where the
+                order must not change with the budget.
+            reuse: how often a row is drawn while it is resident, on average: less is closer to uniform, more decodes
+                less.
+
+        Raises:
+            NotFound: as for `at`.
+            ArgumentError: an argument out of range.
+        """
+        if not (isinstance(reuse, int | float) and 0 < reuse < float("inf")):
+            raise ArgumentError("reuse is a number above 0", value=reuse)
+        if resident_bytes is not None and resident_bytes < 1:
+            raise ArgumentError("resident_bytes is a number of at least 1", value=resident_bytes)
+        return self._reader.rotate(*self._read(which), resident_bytes=resident_bytes, reuse=float(reuse))
+
+    def _read(self, which: str | int | datetime | None) -> tuple[Any, History, Cut, str]:
+        """A version's dataset, its promotions, their cut, and its name. Raises NotFound."""
         self._data.refresh()
         steps = self._data.at_version(self._number(which))
-        chain = self._data.chain(self._data.promotion_id(steps))
+        history = self._data.history(steps)
         name = f"{self.uri}@{which if which is not None else steps.version}"
-        if not chain:
+        if history.head is None:
             raise NotFound(f"{name} is empty", remedy="Snapshot a workspace to it first")
-        view = self._reader.view(steps, chain, cut_of(chain), name)
-        return view if cut is None else part_of(view, cut)
+        return steps, history, history.cut, name
 
     def _number(self, which: str | int | datetime | None) -> int:
         if which is None:
@@ -126,10 +167,59 @@ class Buffer:
             )
         return tags[which]
 
+    # -- upkeep --------------------------------------------------------------------------------------------
+
+    def compact(self, *, progress: Callable[[int, int], None] | None = None) -> Compaction:
+        """Merges small data files of the newest version with their neighbours; rows keep their order.
+
+        A snapshot does so by itself once there are many. A row is written again only into a file at least four times
+        as large, so that a large file stays, with what was decoded of it. The new version holds the same rows; older
+        versions are left as they are.
+
+        Raises:
+            StoreError, DiskFull: the store cannot be reached or written. Nothing is half-done.
+        """
+        return compact(self._data, row_bytes(self._layout), progress=progress)
+
+    def cleanup(self, older_than: timedelta = timedelta(days=7), *, dry_run: bool = False) -> Cleanup:
+        """Removes versions of that age, and the leftovers of snapshots that were killed. For good.
+
+        Kept are the newest version, what a tag or a pin names, and what was staged less than two days ago.
+
+        Raises:
+            ArgumentError: a negative age.
+            ConflictError: another cleanup is under way.
+            StoreError: the store cannot be reached or written.
+        """
+        return cleanup(self._data, older_than.total_seconds(), dry_run=dry_run)
+
+    def pin(self, which: str | int | datetime | None = None, *, hold: timedelta = timedelta(days=1)) -> Pin:
+        """Keeps a version from cleanup for `hold`, or until the pin is released (it is a context manager).
+
+        Raises:
+            NotFound: there is no such version.
+            ConflictError: a cleanup was under way for two minutes.
+        """
+        self._data.refresh()
+        return Pin(self._data, self._number(which), hold.total_seconds())
+
+    def verify(self, *, progress: Callable[[int, int], None] | None = None) -> BufferReport:
+        """Reads everything that the newest version and every tagged or pinned one name, and checks it. Changes nothing.
+
+        Raises:
+            StoreError: the store cannot be reached.
+        """
+        return verify(self._data, row_bytes(self._layout), progress)
+
     @property
     def decoded_files(self) -> int:
-        """Data files that this handle decoded; the others were in the cache."""
+        """Data files of which this handle decoded rows; the others were in the cache."""
         return self._reader.decoded_files
+
+    @property
+    def decoded_rows(self) -> int:
+        """Rows that this handle decoded; the others were in the cache."""
+        return self._reader.decoded_rows
 
     def close(self) -> None:
         """Nothing is held that outlives the handle; views stay valid."""
@@ -160,6 +250,20 @@ def open_buffer(uri: str | os.PathLike[str], *, storage_options: Mapping[str, st
     return Buffer(Datasets.open_(Location(uri, storage_options)))
 
 
+def repair_buffer(uri: str | os.PathLike[str]) -> list[str]:
+    """Sets a newest version aside that a power cut left torn, so that a local buffer opens again; says what it did.
+
+    What goes back was never acknowledged by a snapshot, so that its rows are still in their workspace.
+
+    Raises:
+        ArgumentError: an object store, where no version is ever torn.
+        CorruptionError: no version can be read.
+    """
+    location = Location(uri)
+    torn.require_local(location)
+    return torn.go_back(location)
+
+
 def _finished(data: Mapping[str, Any]) -> dict[str, Any]:
     """Sums as the statistics that people read: the deviation in place of the squares."""
     import numpy as np
@@ -184,4 +288,4 @@ def _finished(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-__all__ = ["Buffer", "Promotion", "Version", "open_buffer"]
+__all__ = ["Buffer", "Promotion", "Version", "open_buffer", "repair_buffer"]

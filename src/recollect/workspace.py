@@ -361,7 +361,8 @@ class Workspace:
         """
         from recollect.cold.location import Location
         from recollect.promote.retention import move
-        from recollect.promote.snapshot import check_tag, nothing_to_promote, snapshot
+        from recollect.promote.snapshot import nothing_to_promote, snapshot
+        from recollect.promote.tags import check_tag
 
         check_tag(tag)
         home.require(self.path, self.id)
@@ -372,7 +373,7 @@ class Workspace:
         done = snapshot(self._hot(), self.id, lock, location, tag, progress)
         note = "" if done.version is None else move(self.path, self.id, location, lock)
         evicted = self.retainer.try_run()
-        return replace(done, evicted_rows=evicted.rows, note=note)
+        return replace(done, evicted_rows=evicted.rows, note=note or done.note)
 
     # -- closing -------------------------------------------------------------------------------------------
 

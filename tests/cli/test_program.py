@@ -167,8 +167,8 @@ COMMANDS = list(_commands(typer.main.get_command(program_module.app)))
 def test_the_nouns_are_those_of_the_design() -> None:
     assert {" ".join(path) for path, c in COMMANDS if path and not hasattr(c, "commands")} == {
         "workspace create", "workspace list", "workspace show", "workspace evolve", "workspace delete",
-        "workspace keep",
-        "snapshot", "log", "tail", "recall", "verify", "doctor", "demo",
+        "workspace keep", "cache show", "cache clear",
+        "snapshot", "log", "tail", "recall", "verify", "doctor", "demo", "compact", "cleanup",
     }  # fmt: skip
 
 

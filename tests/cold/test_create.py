@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 import recollect as rc
-from recollect.cold.dataset import FACTS, FILE_FORMAT, Datasets
+from recollect.cold.commit import FILE_FORMAT
+from recollect.cold.dataset import FACTS, Datasets
 from recollect.cold.location import Location
 from recollect.errors import SchemaMismatch
 
@@ -44,7 +45,7 @@ def test_a_slower_creation_never_drops_what_was_committed_since(tmp_path: Path, 
     made = Datasets.open_(location)
     assert sorted(made.dataset("facts").to_table()["writer"].to_pylist()) == [0, 1, 2, 3]
     assert made.steps.version == 1
-    assert {made.dataset(n).data_storage_version for n in ("steps", "facts", "tails", "promotions")} == {FILE_FORMAT}
+    assert {made.dataset(n).data_storage_version for n in ("steps", "facts", "tails")} == {FILE_FORMAT}
 
 
 def test_a_buffer_of_another_schema_is_refused(tmp_path: Path) -> None:

@@ -204,3 +204,15 @@ def test_rows_are_not_read_in_an_older_layout_than_their_own() -> None:
     with pytest.raises(errors.SchemaMismatch, match="'level' is gone"):
         store.pieces(extents, before)
     assert store.log(id.writer).layout is store.layout is not before
+
+
+def test_a_signalling_nan_is_widened_without_a_warning() -> None:
+    raw = np.array([0x7F800001, 0x3F800000], np.uint32).view(np.float32)
+    ws = rc.create_workspace("w", rc.Schema({"observation": rc.Tensor("float32", (2,)), "past": rc.Ragged("float32")}))
+    with ws.writer() as writer, writer.episode() as episode:
+        episode.append(observation=raw, past=raw)
+    ws.evolve(rc.Schema({"observation": rc.Tensor("float64", (2,)), "past": rc.Ragged("float64")}))
+    step = ws.recent(1)[0]
+    for held in (step["observation"], step["past"]):
+        assert held.dtype == np.float64
+        assert np.isnan(held[0]) and held[1] == 1.0

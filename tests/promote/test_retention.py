@@ -16,11 +16,12 @@ import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.cold.dataset import Datasets, Promotion
+from recollect.cold.dataset import Datasets
+from recollect.cold.fold import Promotion, cut_of
 from recollect.cold.location import Location
 from recollect.hot import growing
 from recollect.hot.evict import Eviction
-from recollect.promote.plan import cut_of, missing, plan, watermark
+from recollect.promote.plan import missing, plan, watermark
 from tests.support import all_ids, python, rows_of
 
 SCHEMA = rc.Schema(

@@ -183,6 +183,7 @@ def _damage(kind: str, path: Path) -> None:
             "another boot": "UPDATE identity SET value = '0' WHERE place = 1",
             "too far": "UPDATE writers SET rows = rows + 1000",
             "no documents": "DROP TABLE documents",
+            "places of text": "UPDATE documents SET seq = 'x'",
         }[kind]
         with sqlite3.connect(path) as connection:
             connection.execute(statement)
@@ -190,7 +191,8 @@ def _damage(kind: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["deleted", "half", "noise", "text", "another format", "another boot", "too far", "no documents"]
+    "kind",
+    ["deleted", "half", "noise", "text", "another format", "another boot", "too far", "no documents", "places of text"],
 )
 @pytest.mark.parametrize("opened", ["before", "after"])
 def test_whatever_happens_to_the_file_the_next_query_finds_all(kind: str, opened: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pytest
 from recollect.testing.disk import PAGE, Versions, compose_file
 from tests.support import run_python
 
+CASES = {"kills": 40, "power": 120, "fuzz": 1000}
 PLANTED = {
     "kills: a step is acknowledged before it is written": (
         "kills",
+        "must be there|was StepId",
         """
 from recollect.hot.writer import Episode
 from recollect.view import StepId
@@ -32,6 +35,7 @@ Episode.append = append
     ),
     "power: a sync that flushes nothing": (
         "power",
+        "must be there|CorruptionError",
         """
 import os
 import recollect.hot.segment as segment
@@ -44,6 +48,7 @@ segment.os = Os()
     ),
     "power: folders are not flushed": (
         "power",
+        "gone|must be there|unreported",
         """
 import recollect.hot.files as files
 import recollect.hot.segment as segment
@@ -52,6 +57,7 @@ files.sync_folder = segment.sync_folder = lambda path: None
     ),
     "power: frames are not verified": (
         "power",
+        "Wrong|Error",
         """
 from recollect.hot.checked import Checked
 def whole_rows(self, start, stop):
@@ -65,22 +71,75 @@ Checked.whole_rows = whole_rows
 Checked.require_rows = lambda self, low, high: None
 """,
     ),
+    "kills: an observation that waited is forgotten when another writer goes on": (
+        "kills",
+        "next observation",
+        """
+import dataclasses
+import recollect.workspace as workspace
+real = workspace.resume_point
+workspace.resume_point = lambda *a: dataclasses.replace(real(*a), waiting=None)
+""",
+    ),
+    "kills: a resumed episode begins again": (
+        "kills",
+        "step indices",
+        """
+import dataclasses
+import recollect.workspace as workspace
+real = workspace.resume_point
+workspace.resume_point = lambda *a: dataclasses.replace(real(*a), step=1)
+""",
+    ),
+    "power: a resumption does not flush the rows before it": (
+        "power",
+        "must be there|without those before|unreported",
+        """
+import recollect.hot.resume as resume
+resume.sync_file = lambda path: None
+""",
+    ),
+    "fuzz: verify says nothing": (
+        "fuzz",
+        "verify says nothing",
+        """
+import recollect.testing.questions as questions
+class Silent:
+    ok = True
+questions.verify = lambda path: Silent
+fuzz._pick = lambda files, chance: chance.choice([f for f in files if f.suffix == ".seg"])
+""",
+    ),
+    "fuzz: a damaged index is an error": (
+        "fuzz",
+        "DatabaseError|Stale|Damaged|OperationalError",
+        """
+from recollect.hot.sidecar import Sidecar
+def after(self, error, doing):
+    raise error
+Sidecar._after = after
+fuzz._pick = lambda files, chance: chance.choice([f for f in files if f.suffix in (".sqlite", ".seg")])
+""",
+    ),
 }
 
 
 @pytest.mark.parametrize("bug", sorted(PLANTED))
 def test_a_bug_that_is_put_in_is_found(bug: str) -> None:
-    harness, patch = PLANTED[bug]
+    harness, words, patch = PLANTED[bug]
     code = f"""
 from recollect.testing import {harness}
 {harness}.warm_up()
 {harness}.warm_up = lambda: None
 {patch}
-report = {harness}.run(40, seed=3)
-print(len(report.finds), report.finds[0].what.strip().splitlines()[-1] if report.finds else report)
+import recollect.testing.cases as cases
+cases.MOST_FINDS = 1
+report = {harness}.run({CASES[harness]}, seed=3)
+print(len(report.finds), *[find.what.strip().splitlines()[-1] for find in report.finds] or [report])
 """
     found, _, what = run_python(code, timeout_s=120).partition(" ")
     assert int(found) > 0, what
+    assert re.search(words, what), what
 
 
 def test_a_case_that_dies_of_a_signal_is_a_find_and_the_others_go_on(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ import recollect as rc
 from recollect.errors import AlreadyExists, NotFound, WriterError
 from recollect.testing.actor import Actor, Journal, random_ops
 from recollect.testing.corpus import SCHEMAS
+from recollect.testing.expected import Expectation, expect, require
 from recollect.testing.instants import at_instant, die
 from recollect.testing.kills import EPISODES_PER_CHILD, add, ended, forked, small_segments
-from recollect.testing.ledger import Append, Close, Ledger, Open
-from recollect.testing.oracle import Expectation, check_view, check_workspace, expect, require, warm_up
+from recollect.testing.ledger import Append, Ledger, Open
+from recollect.testing.oracle import check_view, check_workspace, warm_up
 
 
 class Gate:
@@ -150,7 +151,7 @@ def _abandoned(path: Path, chance: random.Random) -> Expectation:
     """A workspace whose writers were all killed, and what it must hold."""
     small_segments()
     rc.create_workspace(path, SCHEMAS["mixed"](), durability="process").close()
-    ops = [op for op in random_ops(chance, 60, writers=4, durabilities=("process",)) if not isinstance(op, Close)]
+    ops = random_ops(chance, 60, writers=4, durabilities=("process",), close=False)
     journal = Journal()
 
     def write() -> None:

@@ -50,6 +50,10 @@ class Theatre:
         numbers: tuple[int, int] = self._ask(("do", op, -1))
         return numbers
 
+    def flushed(self, folder: Path) -> None:
+        """Tells the puppet's device that the files right in a folder were made durable by somebody else."""
+        self._ask(("flushed", folder))
+
     def do_and_die(self, op: Op, instant: int) -> None:
         """Carries an operation out, killed at an instruction of it or right after it, before it is acknowledged."""
         _send(self._to, ("do", op, instant))
@@ -106,6 +110,7 @@ def _perform(noted: int) -> None:
 
     small_segments()
     actor: Actor | None = None
+    device: Device | None = None
     answer: Any
     _send(sys.stdout.buffer, ("ready", os.getpid(), noted))
     while True:
@@ -113,8 +118,13 @@ def _perform(noted: int) -> None:
         try:
             if kind == "begin":
                 path, ledger, ids = rest
-                Device(path.parent, noted).install()
+                device = Device(path.parent, noted)
+                device.install()
                 actor, answer = Actor(open_workspace(path), ledger, ids), None
+            elif kind == "flushed":
+                assert device is not None
+                device.note_folder(*rest)
+                answer = None
             else:
                 assert actor is not None
                 op, instant = rest
@@ -123,6 +133,8 @@ def _perform(noted: int) -> None:
                         actor.do(op)
                     die()
                 answer = tuple(actor.do(op))
+                # What goes behind a roll goes before the next operation, so that the same happens each time.
+                actor.workspace.retainer.close()
         except Exception as e:
             _send(sys.stdout.buffer, ("failed", repr(e), 0))
             continue

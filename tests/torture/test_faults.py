@@ -22,8 +22,9 @@ from recollect.errors import DiskFull, StoreError, WriterError
 from recollect.hot import growing
 from recollect.testing.actor import Actor
 from recollect.testing.corpus import SCHEMAS
-from recollect.testing.ledger import Append, Close, Ledger, Op, Open, Sync
-from recollect.testing.oracle import Bounds, Expectation, check_workspace
+from recollect.testing.expected import Bounds, Expectation
+from recollect.testing.ledger import Append, Close, Evict, Evolve, Ledger, Limit, Op, Open, Sync
+from recollect.testing.oracle import check_workspace
 from tests.support import python, run_python
 
 STEPS = 5
@@ -46,15 +47,16 @@ class Play:
             self.model.bounds[number] = Bounds(steps, steps, marks, marks, steps)
 
     def refused(self, op: Op, error: type[Exception]) -> bool:
-        """Whether the operation raises, leaving nothing behind."""
+        """Whether a writer's operation raises, leaving nothing behind."""
+        assert not isinstance(op, Limit | Evict | Evolve)
         ledger, log = self.actor.ledger, self.actor.ledger.logs[op.writer]
         before, steps = list(log.moments), dict(ledger.steps)
-        numbers, ended = dict(ledger.numbers), set(ledger.ended)
+        numbers, held, finished = dict(ledger.numbers), dict(ledger.held), set(ledger.finished)
         try:
             self.do(op)
         except error:
             log.moments[:] = before
-            ledger.steps, ledger.numbers, ledger.ended = steps, numbers, ended
+            ledger.steps, ledger.numbers, ledger.held, ledger.finished = steps, numbers, held, finished
             return True
         return False
 

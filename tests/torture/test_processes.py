@@ -13,8 +13,9 @@ from recollect.errors import RecollectError
 from recollect.testing.actor import Actor, Journal
 from recollect.testing.cases import default_seed
 from recollect.testing.corpus import SCHEMAS
+from recollect.testing.expected import expect
 from recollect.testing.ledger import Close, End, Lanes, Open
-from recollect.testing.oracle import check_workspace, expect
+from recollect.testing.oracle import check_workspace
 from tests.support import run_python
 
 LONG = pytest.mark.torture

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -22,26 +22,36 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 import recollect as rc
-from recollect.testing.actor import LANES
+from recollect.hot.files import try_lock
+from recollect.hot.growing import Durability
+from recollect.hot.keep import Keep
+from recollect.testing import corpus
+from recollect.testing.actor import ALL_OLD_S, LANES
 from recollect.testing.cases import scratch_folder
 from recollect.testing.corpus import SCHEMAS
 from recollect.testing.disk import Disk
+from recollect.testing.expected import Bounds, Expectation, adopt
+from recollect.testing.follow import Followers
 from recollect.testing.ledger import (
     Annotate,
     Append,
     Close,
     End,
+    Evict,
+    Evolve,
     Extend,
     Finish,
     Lanes,
     Leave,
     Ledger,
+    Limit,
     Next,
     Op,
     Open,
+    Resume,
     Sync,
 )
-from recollect.testing.oracle import Bounds, Expectation, Found, check_workspace
+from recollect.testing.oracle import Reader, check_leaf, check_view, check_workspace
 from recollect.testing.power import rebooted
 from recollect.view import StepId
 from tests.torture.puppet import Theatre
@@ -49,7 +59,17 @@ from tests.torture.puppet import Theatre
 ENDS: st.SearchStrategy[End] = st.sampled_from(("", "", "", "terminated", "truncated"))
 NEXTS: st.SearchStrategy[Next] = st.sampled_from(("none", "same", "same", "other"))
 INSTANTS = st.integers(0, 3000)
-DURABILITIES = st.sampled_from(("process", "step"))
+WINDOW = 12
+DURABILITIES: st.SearchStrategy[Durability] = st.sampled_from(("process", "step"))
+LIMITS = st.builds(Limit, st.sampled_from((0, 5, 30)), st.booleans())
+DEATHS = st.sampled_from(("kill", "kill within", "cut", "cut within"))
+
+
+def _keep(limit: Limit | None) -> Keep:
+    if limit is None:
+        return Keep()
+    age = None if limit.rows else ALL_OLD_S
+    return Keep(rows=limit.rows or None, age=age, unpromoted="drop" if limit.drop else "refuse")
 
 
 class WorkspaceMachine(RuleBasedStateMachine):
@@ -63,13 +83,18 @@ class WorkspaceMachine(RuleBasedStateMachine):
         self.home = self.root / "0"
         self.cuts = self.number = 0
         self.live: list[int] = []
-        self.promoted: set[int] = set()
+        self.limits: set[Limit | None] = {None}
+        self.version = 1
+        self.alone: set[int] = set()
+        self.held: dict[Path, set[int]] = {}
+        self.home_buffer: Path | None = None
 
-    @initialize(schema=st.sampled_from(sorted(SCHEMAS)), durability=DURABILITIES)
-    def create(self, schema: str, durability: str) -> None:
+    @initialize(schema=st.sampled_from(sorted(SCHEMAS)), durability=DURABILITIES, limit=st.none() | LIMITS)
+    def create(self, schema: str, durability: Durability, limit: Limit | None) -> None:
         self.home.mkdir()
-        rc.create_workspace(self.path, SCHEMAS[schema](), durability=durability).close()  # type: ignore[arg-type]
+        rc.create_workspace(self.path, SCHEMAS[schema](), durability=durability, keep=_keep(limit)).close()
         self.model = Expectation(Ledger(durability), {}, {}, {}, 0, 0)
+        self._limit(limit)
         self._begin()
 
     @property
@@ -79,40 +104,75 @@ class WorkspaceMachine(RuleBasedStateMachine):
     def _begin(self) -> None:
         """A new process for the writers, and a new handle to read with."""
         self.theatre.begin(self.path, self.model.ledger, self.model.ids)
-        self.reader = rc.open_workspace(self.path)
+        self._open_reader()
+        self._look()
+
+    def _open_reader(self) -> None:
+        with self._nothing_goes():
+            self.reader = rc.open_workspace(self.path)
+        self.growing = Followers(self.reader, WINDOW)
+
+    @contextlib.contextmanager
+    def _nothing_goes(self) -> Iterator[None]:
+        """While this process works on a workspace, it evicts nothing: the power cuts see what the puppet flushes."""
+        lock = try_lock(self.path / "evict.lock")
+        assert lock is not None
+        try:
+            yield
+        finally:
+            os.close(lock)
 
     # -- what writers do -----------------------------------------------------------------------------------
 
     def _do(self, op: Op) -> None:
         first, second = self.theatre.do(op)
         self._follow(op)
+        if isinstance(op, Limit):
+            self._limit(op)
+        self.version = self.model.ledger.version
         if isinstance(op, Open):
             self.model.writers[first] = op.writer
         elif isinstance(op, Append):
             self.model.ids[self.model.ledger.logs[op.writer].moments[-1].uid] = StepId(first, second)
         elif isinstance(op, Annotate):
             self.model.annotators.add(first)
+        self._look()
+
+    def _limit(self, limit: Limit | None) -> None:
+        self.limits = {limit}
+        self.model.drops = limit is not None and limit.drop
+        self.model.least_rows = 0 if limit is None else limit.rows
+
+    def _look(self) -> None:
+        """Notes what was evicted; the rest is as it was."""
+        if self.limits != {None}:
+            self.model.gone = dict(check_view(self.reader.view(), self.model).gone)
 
     def _follow(self, op: Op) -> None:
         """The model does what the process did; everything that returned must be there."""
         ledger = self.model.ledger
         ledger.apply(op)
         self.model.rewards = self.model.most_rewards = len(ledger.rewards)
-        if not isinstance(op, Annotate):
+        if not isinstance(op, Annotate | Limit | Evict | Evolve):
             log = ledger.logs[op.writer]
             steps, marks = len(log.moments), len(log.marks)
             self.model.bounds[op.writer] = Bounds(steps, steps, marks, marks, steps)
 
     def _ops(self, data: st.DataObject) -> Op:
         """Any operation that can be carried out now."""
-        kinds = ["open"] if len(self.live) < 3 else []
+        kinds = ["open"] * (1 if self.live else 6) if len(self.live) < 3 else []
         if self.live:
-            kinds += ["append"] * 4 + ["extend", "lanes", "sync", "close", "finish", "annotate"]
-        kind = data.draw(st.sampled_from(kinds))
+            kinds += ["append"] * 4 + ["extend", "lanes", "sync", "close", "finish", "annotate", "resume"]
+        kind = data.draw(st.sampled_from([*kinds, "limit", "evict", "evolve"]))
+        if kind == "limit":
+            return data.draw(LIMITS)
+        if kind == "evolve" and self.model.ledger.version < corpus.VERSIONS:
+            return Evolve()
+        if kind in ("evict", "evolve"):
+            return Evict()
         if kind == "open":
             return Open(self.number, data.draw(DURABILITIES))
         writer = data.draw(st.sampled_from(self.live))
-        log = self.model.ledger.logs[writer]
         match kind:
             case "extend":
                 keys = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True))
@@ -130,21 +190,44 @@ class WorkspaceMachine(RuleBasedStateMachine):
                 if open_ones:
                     episode = data.draw(st.sampled_from(open_ones))
                     return Finish(writer, episode) if data.draw(st.booleans()) else Leave(writer, episode)
+            case "resume":
+                return self._resumption(data, writer) or Sync(writer)
             case "annotate":
-                named = [k for k, m in enumerate(log.moments) if m.uid in self.model.ids]
-                if named:
-                    return Annotate(writer, data.draw(st.sampled_from(named)))
+                which, moments = data.draw(st.integers(0, 1 << 16)), self.model.ledger.logs[writer].moments
+                named = [k for k, m in enumerate(moments) if m.uid in self.model.ids and not self.model.is_gone(m)]
+                return Annotate(writer, named[which % len(named)]) if named else Sync(writer)
         return Append(writer, data.draw(st.integers(0, 2)), data.draw(ENDS), data.draw(NEXTS))
 
-    @rule(data=st.data())
-    def write(self, data: st.DataObject) -> None:
-        op = self._ops(data)
-        self._do(op)
-        if isinstance(op, Open):
-            self.live.append(op.writer)
-            self.number += 1
-        elif isinstance(op, Close):
-            self.live.remove(op.writer)
+    def _resumption(self, data: st.DataObject, writer: int) -> Resume | None:
+        """Any episode that may go on, under a number that the writer does not use now. What is drawn does not depend on
+        which there are: that depends on where a death hit, which is not quite the same each time."""
+        which, number = data.draw(st.integers(0, 1 << 16)), data.draw(st.integers(0, 2))
+        ledger = self.model.ledger
+        left = {e: uid for uid in sorted(self.model.ids) if self._can_resume(writer, e := ledger.moment(uid).episode)}
+        left = {e: uid for e, uid in left.items() if not self.model.is_gone(ledger.moment(uid))}
+        free = [e for e in range(3) if not ledger.is_open(writer, "a", e)]
+        if not left or not free:
+            return None
+        return Resume(writer, free[number % len(free)], left[sorted(left)[which % len(left)]])
+
+    def _can_resume(self, writer: int, episode: int) -> bool:
+        """Nobody has it open, the writer knows its fields, and the step that the next one comes after is there."""
+        ledger = self.model.ledger
+        if not ledger.can_resume(episode) or ledger.version_of(episode) > ledger.logs[writer].version:
+            return False
+        steps = [m for log in ledger.logs.values() for m in log.moments if m.episode == episode]
+        return not self.model.is_gone(max(steps, key=lambda m: m.step))
+
+    @rule(data=st.data(), count=st.integers(1, 8))
+    def write(self, data: st.DataObject, count: int) -> None:
+        for _ in range(count):
+            op = self._ops(data)
+            self._do(op)
+            if isinstance(op, Open):
+                self.live.append(op.writer)
+                self.number += 1
+            elif isinstance(op, Close):
+                self.live.remove(op.writer)
 
     @precondition(lambda self: self.live)
     @rule(count=st.integers(2, 8), episode=st.integers(0, 2), data=st.data())
@@ -156,39 +239,42 @@ class WorkspaceMachine(RuleBasedStateMachine):
             self._do(Append(writer, episode, "", following))
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data())
-    def sync(self, data: st.DataObject) -> None:
-        self._do(Sync(data.draw(st.sampled_from(self.live))))
+    @rule(data=st.data(), count=st.integers(0, 3))
+    def go_on(self, data: st.DataObject, count: int) -> None:
+        """An episode that nobody has open any more, and some steps of it."""
+        op = self._resumption(data, data.draw(st.sampled_from(self.live)))
+        following = data.draw(NEXTS)
+        if op is None:
+            return
+        self._do(op)
+        for _ in range(count):
+            self._do(Append(op.writer, op.episode, "", following))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), rows=st.integers(20, 60))
+    def fill(self, data: st.DataObject, rows: int) -> None:
+        """So much that a writer goes on in a new segment before long."""
+        self._do(Extend(data.draw(st.sampled_from(self.live)), ((0, rows, data.draw(ENDS)),), data.draw(NEXTS)))
 
     # -- what befalls them ---------------------------------------------------------------------------------
 
-    @rule()
-    def kill(self) -> None:
-        self.theatre.kill()
-        self._after_death(power=False)
-
-    @rule(data=st.data(), instant=INSTANTS)
-    def kill_within(self, data: st.DataObject, instant: int) -> None:
-        op = self._ops(data)
-        self.theatre.do_and_die(op, instant)
-        self._in_flight(op)
-        self._after_death(power=False)
-
-    @rule(seed=st.integers(0, 2**32))
-    def cut_power(self, seed: int) -> None:
+    @rule(how=DEATHS, data=st.data(), instant=INSTANTS, seed=st.integers(0, 2**32), dice=st.integers(0, 2))
+    def die(self, how: str, data: st.DataObject, instant: int, seed: int, dice: int) -> None:
+        """The process is killed, or the power goes: between two operations, or at any instruction of one."""
+        if dice:
+            return
         noted = self.theatre.noted()
-        self.theatre.kill()
-        self._compose(noted, seed)
-        self._after_death(power=True)
-
-    @rule(data=st.data(), instant=INSTANTS, seed=st.integers(0, 2**32))
-    def cut_power_within(self, data: st.DataObject, instant: int, seed: int) -> None:
-        op = self._ops(data)
-        noted = self.theatre.noted()
-        self.theatre.do_and_die(op, instant)
-        self._in_flight(op)
-        self._compose(noted, seed)
-        self._after_death(power=True)
+        if "within" in how:
+            op = self._ops(data)
+            self.theatre.do_and_die(op, instant)
+            self._in_flight(op)
+        else:
+            self.theatre.kill()
+        if "cut" in how:
+            self._compose(noted, seed)
+        else:
+            os.close(noted)
+        self._after_death(power="cut" in how)
 
     def _in_flight(self, op: Op) -> None:
         """The operation may have been carried out or not."""
@@ -196,17 +282,24 @@ class WorkspaceMachine(RuleBasedStateMachine):
             self.model.nameless += 1
             self.number += 1
             return
-        durable = {n: (log.durable_moments, log.durable_marks) for n, log in self.model.ledger.logs.items()}
         ledger = self.model.ledger
+        durable = {n: (log.durable_moments, log.durable_marks) for n, log in ledger.logs.items()}
         known = ledger.durable_rewards
         ledger.apply(op)
+        if isinstance(op, Limit):
+            self.limits.add(op)
+            self.model.drops |= op.drop
+            self.model.least_rows = 0
+        if isinstance(op, Limit | Evict | Evolve):
+            return
         ledger.durable_rewards = known
         self.model.most_rewards = len(ledger.rewards)
         if isinstance(op, Annotate):
             self.model.nameless += not self.model.annotators
             return
+        for n, log in ledger.logs.items():
+            log.durable_moments, log.durable_marks = durable[n]
         log, bounds = ledger.logs[op.writer], self.model.bounds[op.writer]
-        log.durable_moments, log.durable_marks = durable[op.writer]
         bounds.most_steps, bounds.most_marks = len(log.moments), len(log.marks)
 
     def _compose(self, noted: int, seed: int) -> None:
@@ -227,28 +320,29 @@ class WorkspaceMachine(RuleBasedStateMachine):
                 bounds.marks = min(bounds.marks, log.durable_marks)
                 bounds.following = min(bounds.following, log.durable_moments)
             self.model.rewards = min(self.model.rewards, self.model.ledger.durable_rewards)
+            self.model.least_rows = 0
         with rebooted() if power else contextlib.nullcontext(), rc.open_workspace(self.path) as ws:
-            self._adopt(check_workspace(ws, self.model))
+            found = check_workspace(ws, self.model)
+            self._adopt_settings(ws)
+        adopt(self.model, found)
+        self.alone |= found.alone
         with rc.open_workspace(self.path) as ws:
             assert not ws.recovered
-            check_workspace(ws, self.model)
+            self.model.gone = dict(check_workspace(ws, self.model).gone)
+        if not power:
+            self.growing.check(self.model)
         self.live.clear()
         self._begin()
 
-    def _adopt(self, found: Found) -> None:
-        """What was found is sealed, and stays."""
-        ledger = self.model.ledger
-        for number, log in ledger.logs.items():
-            kept = log.moments[: found.steps[number]]
-            lost = {m.uid for m in log.moments[found.steps[number] :]}
-            log.moments[:], log.marks[:] = kept, log.marks[: found.marks[number]]
-            log.durable_moments, log.durable_marks = len(log.moments), len(log.marks)
-            following = min(self.model.bounds[number].following, len(kept))
-            self.model.bounds[number] = Bounds(len(kept), len(kept), len(log.marks), len(log.marks), following)
-            for uid in lost:
-                self.model.ids.pop(uid, None)
-        del ledger.rewards[found.rewards :]
-        ledger.durable_rewards = self.model.rewards = self.model.most_rewards = found.rewards
+    def _adopt_settings(self, workspace: rc.Workspace) -> None:
+        """Limits and schema are those acknowledged last, or those in flight."""
+        keeps = {_keep(limit): limit for limit in self.limits}
+        assert workspace.keep in keeps, (workspace.keep, self.limits)
+        self._limit(keeps[workspace.keep])
+        assert workspace.schema is not None
+        version = corpus.version_of(workspace.schema)
+        assert self.version <= version <= self.model.ledger.version
+        self.version = self.model.ledger.version = version
 
     # -- what readers do -----------------------------------------------------------------------------------
 
@@ -260,26 +354,60 @@ class WorkspaceMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.reader.close()
-        self.reader = rc.open_workspace(self.path)
+        self._open_reader()
         assert not self.reader.recovered, "a live writer was sealed"
         check_workspace(self.reader, self.model)
 
-    @rule(dice=st.integers(0, 3))
+    @rule()
+    def grow(self) -> None:
+        """Views that grow have every row, each where it was; those of the newest rows alone have these."""
+        self.growing.check(self.model)
+
+    @rule()
+    def verify(self) -> None:
+        """Agents that live or died are no damage. An observation that waited, and that no sync covered, may be lost
+        with the power; it is missed for as long as its step is there."""
+        report = self.reader.verify()
+        wrong = [p for p in report.problems if not (p.where.endswith(".tails") and self.alone)]
+        assert not wrong, wrong
+
+    @rule(dice=st.integers(0, 5))
     def snapshot(self, dice: int) -> None:
-        """Everything is in the buffer once. What was promoted before a power cut stays there."""
-        if dice:
+        """Everything is in the buffer once, as it is here. What was promoted before it was lost or evicted stays."""
+        if dice > 2:
             return
-        self.reader.snapshot(self.root / "buffer")
-        if not any(log.moments for log in self.model.ledger.logs.values()):
+        # A buffer does not evolve; eviction goes by the home buffer, and by no other.
+        buffer = self.root / f"{'other' if dice == 2 else 'home'}{self.version}"
+        with self._nothing_goes():
+            if self.home_buffer is None:
+                self.home_buffer = buffer
+            elif dice < 2 and self.home_buffer != buffer:
+                self.reader.set_home(buffer)
+                self.home_buffer = buffer
+            self.reader.snapshot(buffer)
+        for folder in (self.path, self.path / "targets"):
+            self.theatre.flushed(folder)
+        ledger = self.model.ledger
+        here = {m.uid: m for log in ledger.logs.values() for m in log.moments if not self.model.is_gone(m)}
+        if not here and buffer not in self.held:
             return
-        view = rc.open_buffer(self.root / "buffer").at()
-        held = view.rows.gather(np.flatnonzero(~view.episodes.is_final), ("uid", "writer", "seq"))
-        names: list[Any] = list(zip(*(held[k].tolist() for k in ("uid", "writer", "seq")), strict=True))
-        assert len({name[1:] for name in names}) == len(names)
-        here = {m.uid for log in self.model.ledger.logs.values() for m in log.moments}
-        uids = [name[0] for name in names]
-        assert set(uids) >= here and set(uids) - here <= self.promoted
-        self.promoted |= set(uids)
+        view = rc.open_buffer(buffer).at()
+        slots = np.flatnonzero(~view.episodes.is_final)
+        held = view.rows.gather(slots, ("uid", "writer", "seq"))
+        names = list(zip(*(held[k].tolist() for k in ("writer", "seq")), strict=True))
+        assert len(set(names)) == len(names)
+        uids: list[int] = held["uid"].tolist()
+        promoted = self.held.setdefault(buffer, set())
+        assert set(uids) >= here.keys() and set(uids) - here.keys() <= promoted
+        kept = [k for k, uid in enumerate(uids) if uid in here]
+        moments = [here[uids[k]] for k in kept]
+        versions = [ledger.log_of(m).version for m in moments]
+        for leaf in view.schema.leaves:
+            if leaf.path != "reward":
+                check_leaf(Reader(view), leaf, moments, slots[kept], versions, {}, set())
+        promoted |= set(uids)
+        if buffer == self.home_buffer:
+            self.model.promoted |= promoted
 
     def teardown(self) -> None:
         if hasattr(self, "reader"):

@@ -1,146 +1,165 @@
-"""The block cache: a folder of files that are whole or absent.
+"""The block cache: rows of immutable data files, decoded once for every process and version of this machine.
 
-A block holds the rows of one data file of a buffer in the packed layout. Its name is a digest of everything that
-its bytes depend on, so that a block is never stale; it is written under another name and renamed, so that it is never
-half-written. Readers map it; nothing is read until a row is drawn.
+A block's name is a digest of everything that its bytes depend on, so that it is never stale. Whoever decodes it holds
+a lock of its own and the others wait; it is renamed into place when it is whole. Readers map it; nothing is read until
+a row is drawn (design/0015).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from recollect.cache.blockfile import DATA, USED, BlockWriter, map_block
+from recollect.cache.budget import cache_folder
+from recollect.cache.room import Room, decoding, part_of, remove
 from recollect.errors import CorruptionError, DiskFull
-from recollect.hot.files import boot_id, replace_file
 from recollect.records.block import Block
 from recollect.records.layout import Layout
-from recollect.schema.fields import Frames
 
-FORMAT = 1
-
-
-def cache_folder() -> Path:
-    """`RECOLLECT_CACHE`, or `recollect` under the user's cache folder."""
-    given = os.environ.get("RECOLLECT_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recollect"
+FORMAT = 2
 
 
 class BlockCache:
-    """Blocks under one folder."""
+    """Blocks under one folder.
 
-    def __init__(self, folder: Path | None = None) -> None:
+    Args:
+        folder: holds the folder of blocks; `cache_folder()` when None.
+        budget: bytes that blocks may take; see `budget_bytes` for None.
+    """
+
+    def __init__(self, folder: Path | None = None, *, budget: int | None = None) -> None:
         self.folder = (folder or cache_folder()) / "blocks"
+        self.room = Room(self.folder, budget)
+
+    def path_of(self, key: Mapping[str, Any], layout: Layout) -> Path:
+        """Where the block of a key lies, or would."""
+        text = json.dumps({**key, "layout": layout.schema.fingerprint, "format": FORMAT}, sort_keys=True)
+        return self.folder / hashlib.sha256(text.encode()).hexdigest()[:40]
+
+    def find(self, key: Mapping[str, Any], layout: Layout) -> Block | None:
+        """The block named by `key`, None where it is not there or is damaged."""
+        try:
+            return _open(self.path_of(key, layout), layout)
+        except CorruptionError:
+            return None
 
     def get(
         self,
-        key: dict[str, Any],
+        key: Mapping[str, Any],
         layout: Layout,
-        size: Callable[[], tuple[int, dict[str, int], int]],
-        fill: Callable[[Block], None],
-    ) -> Block:
-        """The block named by `key`; decoded with `fill` where it is not there yet, or where it was damaged.
+        rows: int,
+        needed: int,
+        decode: Callable[[], Iterable[Block]],
+        source: Mapping[str, Any],
+    ) -> tuple[Block, bool]:
+        """The block named by `key`, and whether it had to be decoded: it was not there yet, or it was damaged.
 
         Args:
-            key: JSON-able; names immutable bytes (the file's name, the fields, the format).
-            size: rows, planes per wide field, and heap bytes.
-            fill: writes the rows into a zeroed block of that size.
+            key: JSON-able; names immutable bytes (files, fields, range of rows).
+            rows: of the block; `needed` the bytes that it is expected to take.
+            decode: gives the rows as blocks in memory, which are taken over.
+            source: what people are told of it.
+
+        Raises:
+            DiskFull: the disk is full, or what is in use leaves no room in the budget.
+            ConflictError: another process decodes it and is stuck.
         """
-        text = json.dumps({**key, "layout": layout.schema.fingerprint, "format": FORMAT}, sort_keys=True)
-        path = self.folder / hashlib.sha256(text.encode()).hexdigest()[:40]
-        if path.is_dir():
-            try:
-                return open_block(path, layout)
-            except CorruptionError:
-                shutil.rmtree(path, ignore_errors=True)
-        self._build(path, layout, size(), fill)
-        return open_block(path, layout)
+        path = self.path_of(key, layout)
+        with contextlib.suppress(CorruptionError):
+            if (block := _open(path, layout)) is not None:
+                return block, False
+        with _disk_full(self.folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with decoding(path) as lock:
+                try:
+                    if (block := _open(path, layout)) is not None:
+                        return block, False
+                except CorruptionError:
+                    remove(path, although_used=True)
+                block = self._decode(path, layout, rows, needed, decode, source, lock)
+        if size_of(block) > needed:
+            self.room.trim()
+        return block, True
 
-    def _build(
-        self, path: Path, layout: Layout, size: tuple[int, dict[str, int], int], fill: Callable[[Block], None]
-    ) -> None:
+    def _decode(
+        self,
+        path: Path,
+        layout: Layout,
+        rows: int,
+        needed: int,
+        decode: Callable[[], Iterable[Block]],
+        source: Mapping[str, Any],
+        lock: int,
+    ) -> Block:
+        part = part_of(path)
+        self.room.reserve(part, needed)
         try:
-            self._write(path, layout, size, fill)
-        except OSError as e:
-            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise DiskFull(
-                f"decoding into the cache {str(self.folder)!r} failed: {e.strerror}",
-                remedy="Free some space, or set RECOLLECT_CACHE to a larger disk",
-            ) from e
-
-    def _write(
-        self, path: Path, layout: Layout, size: tuple[int, dict[str, int], int], fill: Callable[[Block], None]
-    ) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-        temporary.mkdir()
-        try:
-            rows, planes, heap = size
-            regions = _map(temporary, layout, rows, planes, heap, mode="w+")
-            fill(regions)
-            sums = _checksums(regions)
-            state = {"rows": rows, "planes": planes, "heap": heap, "sums": sums, "boot": boot_id()}
-            (temporary / "size.json").write_text(json.dumps(state))
-            try:
-                os.rename(temporary, path)
-            except OSError:
-                if not path.is_dir():
-                    raise
+            with open(part / DATA, "xb", buffering=0) as f:
+                writer = BlockWriter(f.fileno(), layout, rows)
+                for piece in decode():
+                    writer.add(piece)
+                    os.utime(lock)
+                writer.finish(part, source)
+            block = map_block(part, layout)  # before others see it, so that none of them can remove it first
+            os.rename(part, path)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(part, ignore_errors=True)
+        return block
 
 
-def open_block(path: Path, layout: Layout) -> Block:
-    """Maps a block for reading.
+def _open(path: Path, layout: Layout) -> Block | None:
+    """Maps a block and counts the use; None where there is none. Raises CorruptionError."""
+    while True:
+        try:
+            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            # By descriptor: the folder may be removed, and another of its name may come, between two files.
+            here = Path(f"/proc/self/fd/{folder}")
+            block = map_block(here, layout)
+            with contextlib.suppress(OSError):
+                fd = os.open(here / USED, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                try:
+                    os.write(fd, b".")
+                finally:
+                    os.close(fd)
+            return block
+        except FileNotFoundError as e:
+            lacks = CorruptionError(f"cached block {str(path)!r} lacks a file", remedy="It is decoded again")
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(folder), path.stat()):
+                    raise lacks from e
+        finally:
+            os.close(folder)
 
-    A block made on this boot is in the page cache, or was written out from it whole. One from an earlier boot may have
-    lost pages with the power: it is checked once, and marked as checked.
 
-    Raises:
-        CorruptionError: its files do not have the size or the checksums it states.
-    """
+def size_of(block: Block) -> int:
+    """Bytes of a block's rows, planes and values."""
+    return block.records.nbytes + sum(p.nbytes for p in block.planes.values()) + block.heap.nbytes
+
+
+@contextlib.contextmanager
+def _disk_full(folder: Path) -> Any:
     try:
-        state = json.loads((path / "size.json").read_text())
-        block = _map(path, layout, state["rows"], state["planes"], state["heap"], mode="r")
-        checked = state["boot"] == boot_id() != "unknown" or state["sums"] == _checksums(block)
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as e:
-        raise CorruptionError(f"cached block {str(path)!r} is damaged: {e}", remedy="It is decoded again") from e
-    if not checked:
-        raise CorruptionError(f"cached block {str(path)!r} fails its checksums", remedy="It is decoded again")
-    if state["boot"] != boot_id():
-        replace_file(path / "size.json", json.dumps({**state, "boot": boot_id()}).encode())
-    return block
+        yield
+    except DiskFull:
+        raise
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(
+            f"decoding into the cache {str(folder)!r} failed: {e.strerror}",
+            remedy="Free some space, run recollect cache clear, or set RECOLLECT_CACHE to a larger disk",
+        ) from e
 
 
-def _checksums(block: Block) -> list[int]:
-    """CRC-32 of every region of a block."""
-    regions = [block.records, *block.planes.values(), block.heap]
-    return [zlib.crc32(r.reshape(-1).view(np.uint8).data) if r.size else 0 for r in regions]
-
-
-def _map(folder: Path, layout: Layout, rows: int, planes: dict[str, int], heap: int, *, mode: Any) -> Block:
-    def region(name: str, dtype: Any, shape: tuple[int, ...]) -> Any:
-        if not int(np.prod(shape)):
-            return np.zeros(shape, dtype)
-        if mode == "w+":
-            with open(folder / name, "wb") as f:
-                os.posix_fallocate(f.fileno(), 0, int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        return np.memmap(folder / name, dtype, "r+" if mode == "w+" else "r", shape=shape)
-
-    regions = {}
-    for k, leaf in enumerate(layout.wide):
-        f = leaf.field
-        shape = f.shape if isinstance(f, Frames) else (f.size,)  # type: ignore[union-attr]
-        regions[leaf.path] = region(f"planes-{k}", f.dtype, (planes[leaf.path], *shape))  # type: ignore[union-attr]
-    return Block(region("records", layout.dtype, (rows,)), regions, region("heap", np.uint8, (heap,)))
+__all__ = ["BlockCache", "cache_folder", "size_of"]

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from recollect.cache.blocks import BlockCache
-from recollect.cold.arrow import decode, fill_block, sizes
-from recollect.cold.dataset import Datasets, Promotion
+from recollect.cache.blocks import BlockCache, size_of
+from recollect.cache.budget import VARIABLE
+from recollect.cache.rotation import Rotation, Version
+from recollect.cache.spans import Span, live_pieces, place_rows, spans_of
+from recollect.cold.arrow import decode
+from recollect.cold.dataset import Datasets
+from recollect.cold.fragments import columns_of, live_rows, read_rows
+from recollect.cold.history import History
 from recollect.cold.location import store_errors
-from recollect.errors import CorruptionError
+from recollect.errors import DiskFull
 from recollect.records.block import Block
 from recollect.records.build import build_view, unchanged
 from recollect.records.layout import Layout
@@ -21,6 +28,8 @@ from recollect.view import Cut, EpisodeKey, Fact, FactIndex, Ids, StepId, View, 
 
 FEW_TAILS = 512
 """So many waiting observations are asked for by number; more are read with all the others."""
+DECODERS = 4
+"""Blocks that are decoded at the same time: some wait for the store while the rows of another are packed."""
 
 
 class BufferReader:
@@ -28,44 +37,107 @@ class BufferReader:
 
     def __init__(self, data: Datasets, layout: Layout, cache: BlockCache) -> None:
         self.data, self.layout, self.cache = data, layout, cache
-        self.decoded_files = 0
-        """Data files decoded by this reader; the others were in the cache."""
+        self.decoded_rows = 0
+        """Rows decoded by this reader; the others were in the cache."""
+        self._files: set[str] = set()
 
-    def view(self, steps: Any, chain: list[Promotion], cut: Cut, name: str) -> View:
+    @property
+    def decoded_files(self) -> int:
+        """Data files of which this reader decoded rows."""
+        return len(self._files)
+
+    def view(self, steps: Any, history: History, cut: Cut, name: str, *, deleted: bool = False) -> View:
         """A view of one version.
+
+        Args:
+            cut: the version's rows in order. Where its fragments list deleted rows, or with `deleted`, it may name
+                rows that are not there any more: the view's cut is without them.
 
         Raises:
             CorruptionError: the rows of the version are not those of its cut.
+            DiskFull: they do not fit into the cache's budget.
         """
+        version = self._version(steps, history, cut, name, deleted)
+        blocks = self.blocks(version.spans)
+        pieces = live_pieces(version.spans, blocks, version.live)
+        return version.build(place_rows(pieces, cut, name, deleted=version.deleted), pieces)
+
+    def rotate(
+        self,
+        steps: Any,
+        history: History,
+        cut: Cut,
+        name: str,
+        *,
+        resident_bytes: int | None,
+        reuse: float,
+        deleted: bool = False,
+    ) -> Rotation:
+        """A version whose blocks take turns in the cache; `resident_bytes` is the budget when None. See `view`."""
+        version = self._version(steps, history, cut, name, deleted)
+        return Rotation(version, self.cache.room.budget() if resident_bytes is None else resident_bytes, reuse)
+
+    def _version(self, steps: Any, history: History, cut: Cut, name: str, deleted: bool) -> Version:
         with store_errors("reading buffer", self.data.location):
-            blocks = [self._block(fragment) for fragment in steps.get_fragments()]
-        pieces = [(b, 0, len(b.records)) for b in blocks]
-        _check_order(pieces, cut, name)
-        stages = frozenset(p.stage for p in chain)
-        return build_view(
-            self.layout,
-            cut,
-            pieces,
-            lambda ids: self._tails(ids, stages),
-            _Once(lambda: self._facts(stages)),
-            overlay if self._has_step_facts(chain) else unchanged,
-            name,
-        )
+            fragments = steps.get_fragments()
+            spans = spans_of(fragments, columns_of(steps, self.layout), self.layout)
+            live = [live_rows(f) for f in fragments]
+        stages = history.stages
+        facts = _Once(lambda: self._facts(stages))
+        changed = overlay if self._has_step_facts(history) else unchanged
 
-    def _block(self, fragment: Any) -> Block:
-        meta = fragment.metadata
-        key = {
-            "files": [[f.path, list(f.fields)] for f in meta.files],
-            "deletions": repr(meta.deletion_file) if meta.deletion_file else None,
-        }
-        batches: list[Any] = []
+        def build(cut: Cut, pieces: list[tuple[Block, int, int]]) -> View:
+            return build_view(self.layout, cut, pieces, lambda ids: self._tails(ids, stages), facts, changed, name)
 
-        def load() -> tuple[int, dict[str, int], int]:
-            batches.extend(fragment.to_batches(batch_size=65_536))
-            self.decoded_files += 1
-            return sizes(self.layout, batches)
+        missing = deleted or any(rows is not None for rows in live)
+        return Version(name, cut, self.layout, spans, live, self.block, build, missing)
 
-        return self.cache.get(key, self.layout, load, lambda block: fill_block(self.layout, block, batches))
+    def blocks(self, spans: Sequence[Span]) -> list[Block]:
+        """The block of each span; those that are not in the cache are decoded, several at a time.
+
+        Raises:
+            DiskFull: together they are larger than the budget, or the disk is full.
+        """
+        out = [self.cache.find(span.key, self.layout) for span in spans]
+        missing = [k for k, block in enumerate(out) if block is None]
+        needed = sum(span.bytes if b is None else size_of(b) for span, b in zip(spans, out, strict=True))
+        if missing and needed > (budget := self.cache.room.budget()):
+            raise DiskFull(
+                f"{self.data.location.uri!r} takes about {needed:,} bytes once it is decoded, and the cache "
+                f"{str(self.cache.folder.parent)!r} may take {budget:,}",
+                remedy=f"Raise {VARIABLE}, or draw from rotate(), which keeps a part of the rows at a time",
+            )
+        if len(missing) < 2:
+            for k in missing:
+                out[k], _ = self.block(spans[k])
+        else:
+            with ThreadPoolExecutor(DECODERS, "recollect-decode") as pool:
+                running = [(k, pool.submit(self.block, spans[k])) for k in missing]
+                try:
+                    for k, one in running:
+                        out[k], _ = one.result()
+                finally:
+                    pool.shutdown(wait=True, cancel_futures=True)
+        return [b for b in out if b is not None]
+
+    def block(self, span: Span) -> tuple[Block, bool]:
+        """One block, and whether it had to be decoded."""
+        with store_errors("reading buffer", self.data.location):
+            block, fresh = self.cache.get(
+                span.key,
+                self.layout,
+                span.stop - span.start,
+                span.bytes,
+                lambda: (
+                    decode(self.layout, [batch])
+                    for batch in read_rows(span.fragment, span.columns, self.layout, span.start, span.stop)
+                ),
+                {"buffer": self.data.location.uri, "file": span.file, "start": span.start, "stop": span.stop},
+            )
+        if fresh:
+            self.decoded_rows += span.stop - span.start
+            self._files.add(span.file)
+        return block, fresh
 
     def _tails(self, ids: Ids, stages: frozenset[str]) -> tuple[Ids, Block | None]:
         with store_errors("reading buffer", self.data.location):
@@ -91,8 +163,8 @@ class BufferReader:
         batches = table.take(pa.array(keep)).combine_chunks().to_batches()
         return make_ids([rows[k][1] for k in keep], [rows[k][2] for k in keep]), decode(self.layout, batches)
 
-    def _has_step_facts(self, chain: list[Promotion]) -> bool:
-        if not any(p.record["facts"] for p in chain):
+    def _has_step_facts(self, history: History) -> bool:
+        if not history.has_facts:
             return False
         with store_errors("reading buffer", self.data.location):
             return bool(self.data.dataset("facts").count_rows("step_seq IS NOT NULL"))
@@ -100,7 +172,9 @@ class BufferReader:
     def _facts(self, stages: frozenset[str]) -> FactIndex:
         with store_errors("reading buffer", self.data.location):
             table = self.data.dataset("facts").to_table()
-        columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "time"}
+        columns = {
+            name: table.column(name).to_pylist() for name in table.column_names if name not in ("time", "staged")
+        }
         times = table.column("time").cast(pa.int64()).to_pylist()
         facts = [
             Fact(
@@ -127,23 +201,3 @@ class _Once:
         if self._value is None:
             self._value = self._make()
         return self._value
-
-
-def _check_order(pieces: list[tuple[Block, int, int]], cut: Cut, name: str) -> None:
-    """Raises CorruptionError unless the blocks hold the cut's rows in its order (first and last row of each piece)."""
-    ends = np.cumsum([0] + [e.stop - e.start for e in cut.extents])
-    at = 0
-    for block, start, stop in pieces:
-        for row, slot in ((start, at), (stop - 1, at + stop - start - 1)):
-            k = int(np.searchsorted(ends, slot, side="right")) - 1
-            record = block.records[row]
-            if k >= len(cut.extents) or (int(record["writer"]), int(record["seq"])) != (
-                cut.extents[k].writer,
-                cut.extents[k].start + slot - int(ends[k]),
-            ):
-                raise CorruptionError(
-                    f"{name}: row {slot} is {record['writer']}:{record['seq']}, which its cut does not place there"
-                )
-        at += stop - start
-    if at != int(ends[-1]):
-        raise CorruptionError(f"{name} holds {at} rows, its cut names {int(ends[-1])}")

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import recollect
-from recollect.cli import buffer, demo, doctor, promote, recall, tail, verify, workspace
+from recollect.cli import buffer, cache, demo, doctor, promote, recall, tail, upkeep, verify, workspace
 from recollect.cli.guard import Guarded, report
 from recollect.cli.options import Json
 from recollect.cli.output import Output
@@ -28,8 +28,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(workspace.app, name="workspace")
+app.add_typer(cache.app, name="cache")
 app.command("snapshot")(promote.snapshot)
 app.command("log")(buffer.log)
+app.command("compact")(upkeep.compact)
+app.command("cleanup")(upkeep.cleanup)
 app.command("tail")(tail.tail)
 app.command("recall")(recall.recall)
 app.command("verify")(verify.verify)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Annotated, TypeAlias
 
 import typer
@@ -76,3 +77,17 @@ Home: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+Uri: TypeAlias = Annotated[
+    str, typer.Argument(help="The replay buffer: a path, file:// or s3://bucket/name.", show_default=False)
+]
+
+
+def duration(text: str) -> timedelta:
+    """`7d`, `12h`, `30m`, `45s`. Raises ArgumentError for anything else."""
+    number, unit = text[:-1], text[-1:]
+    if not (number.isascii() and number.isdecimal() and unit in _UNITS and len(number) <= 6):
+        raise ArgumentError("a duration is a whole number and a unit", value=text, remedy="Write 7d, 12h, 30m or 45s")
+    return timedelta(seconds=int(number) * _UNITS[unit])
+
+
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}

@@ -5,23 +5,41 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import Annotated
 
 import typer
 
-from recollect.cli.options import Json, Name
+from recollect.cli.options import Json, StorageOptions, location, storage_options
 from recollect.cli.output import Output, console, count, plain
-from recollect.errors import CorruptionError
+from recollect.cli.upkeep import is_buffer, verify_buffer
+from recollect.errors import ArgumentError, CorruptionError
 
 SHOWN_RANGES = 4
 
 
-def verify(context: typer.Context, name: Name, json: Json = False) -> None:
-    """Check every checksum, counter and index of a workspace. Logs are only read; a wrong index is made again."""
+def verify(
+    context: typer.Context,
+    name: Annotated[
+        str,
+        typer.Argument(help="A workspace, by name or path; or a replay buffer, by path or URI.", show_default=False),
+    ],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Go back from a newest version of a local buffer that a power cut tore.")
+    ] = False,
+    storage_option: StorageOptions = None,
+    json: Json = False,
+) -> None:
+    """Check everything that a workspace or a buffer holds. It is only read, but a wrong index is made again."""
     from recollect.hot import home
     from recollect.hot.verify import problems_in_words
     from recollect.recall.verify import verify as check
 
     out = Output(context, json)
+    if is_buffer(name):
+        verify_buffer(out, location(name), storage_options(storage_option), repair)
+        return
+    if repair:
+        raise ArgumentError("--repair is for buffers", value=name, remedy="Opening a workspace recovers it")
     with _bar() as progress:
         report = check(home.workspace_path(name), progress)
     if out.json:

@@ -1,45 +1,48 @@
-"""The four Lance datasets of a buffer, and the only calls into lance.
+"""The Lance datasets of a buffer, and its history.
 
-    <buffer>/steps.lance        rows; its newest commit is the only commit point
-    <buffer>/facts.lance        facts, one row each
-    <buffer>/tails.lance        observations that waited in open episodes, by the id of the step before them
-    <buffer>/promotions.lance   one row per attempted promotion: what it holds, and the promotion before it
+    <buffer>/steps.lance   rows; its newest commit is the only commit point
+    <buffer>/facts.lance   facts, one row each
+    <buffer>/tails.lance   observations that waited in open episodes, by the id of the step before them
+    <buffer>/history       one file per attempted promotion: what it holds, and the promotions before it
 
-A reader takes a version of `steps`, reads the promotion's id from its schema metadata, and follows the chain of parents
-through `promotions`. Rows of the other three that no promotion of the chain names are leftovers of attempts that did
-not land, and are ignored (design/0004).
+A reader takes a version of `steps`, reads the promotion's id from its schema metadata, and that promotion's file names
+what came before it. Rows and files that no promotion of the chain names are leftovers of attempts that did not land,
+and are ignored (design/0004).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lance
 import pyarrow as pa
-from lance.fragment import write_fragments
+from lance.file import LanceFileSession
 from lance.schema import LanceSchema
 
+from recollect.cold import torn
+from recollect.cold.commit import MAX_FILE_ROWS, append, commit, stage
+from recollect.cold.durable import manifest_path, sync_files, sync_tree, version_number
+from recollect.cold.fold import Promotion
+from recollect.cold.history import FOLDER, History, Records
 from recollect.cold.location import Location, store_errors
 from recollect.errors import ConflictError, CorruptionError, NotFound, SchemaMismatch
 from recollect.schema import Schema
 from recollect.schema.arrow import arrow_schema
 
 FORMAT = "1"
-FILE_FORMAT = "2.2"
-MAX_FILE_ROWS = 1 << 20
+PIN_PREFIX = "recollect.pin."
+"""Tags that begin so are pins (cold/pins.py), which no listing of tags shows."""
 PROMOTION_KEY = "recollect.promotion"
 SCHEMA_KEY = "recollect.schema"
 FORMAT_KEY = "recollect.format"
 FACTS = pa.schema(
     [
         ("stage", pa.string()),
+        ("staged", pa.timestamp("ns", tz="UTC")),
         ("writer", pa.int64()),
         ("seq", pa.int64()),
         ("time", pa.timestamp("ns", tz="UTC")),
@@ -50,47 +53,6 @@ FACTS = pa.schema(
         ("values", pa.string()),
     ]
 )
-PROMOTIONS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("parent", pa.string()),
-        ("stage", pa.string()),
-        ("base_version", pa.int64()),
-        ("time", pa.timestamp("ns", tz="UTC")),
-        ("workspace", pa.string()),
-        ("tag", pa.string()),
-        ("rows", pa.int64()),
-        ("total_rows", pa.int64()),
-        ("record", pa.string()),
-    ]
-)
-_SMALL = ("facts", "tails", "promotions")
-
-
-@dataclass(frozen=True)
-class Promotion:
-    """One link of a buffer's history.
-
-    Attributes:
-        id, parent: its name and that of the promotion before it ("" for the first).
-        stage: the name that its facts and tails carry.
-        base_version: the version of `steps` it was committed on; it is the next one.
-        time_ns: when it was staged.
-        workspace: the workspace's id; `tag` what its version should be called, or "".
-        rows, total_rows: rows added, and rows in the version.
-        record: cut, watermark, statistics and lineage, JSON.
-    """
-
-    id: str
-    parent: str
-    stage: str
-    base_version: int
-    time_ns: int
-    workspace: str
-    tag: str
-    rows: int
-    total_rows: int
-    record: Mapping[str, Any]
 
 
 class Datasets:
@@ -98,7 +60,7 @@ class Datasets:
 
     def __init__(self, location: Location, steps: Any, schema: Schema) -> None:
         self.location, self.steps, self.schema = location, steps, schema
-        self._promotions: dict[str, Promotion] | None = None
+        self.records = Records(location)
 
     # -- opening -------------------------------------------------------------------------------------------
 
@@ -112,7 +74,7 @@ class Datasets:
                     remedy="A snapshot creates it: recollect snapshot NAME --to URI",
                 )
             try:
-                steps = lance.dataset(location.child("steps.lance"), storage_options=location.options)
+                steps = torn.open_whole(location, "steps")
             except ValueError as e:
                 if "was not found" in str(e):
                     raise NotFound(
@@ -134,27 +96,26 @@ class Datasets:
             {SCHEMA_KEY: json.dumps(schema.to_dict()), FORMAT_KEY: FORMAT, PROMOTION_KEY: ""}
         )
         tails = arrow_schema(schema, observations_only=True)
-        tails = tails.insert(0, pa.field("stage", pa.string()))
+        tails = tails.insert(0, FACTS.field("stage")).insert(1, FACTS.field("staged"))
         with store_errors("creating buffer", location):
             if location.is_local:
-                Path(location.uri).mkdir(parents=True, exist_ok=True)
-            for name, form in (
-                ("facts", FACTS),
-                ("tails", tails),
-                ("promotions", PROMOTIONS),
-                ("steps", steps_schema),
-            ):
+                Path(location.child(FOLDER)).mkdir(parents=True, exist_ok=True)
+                sync_files([Path(location.child(FOLDER)), Path(location.uri)])
+            for name, form in (("facts", FACTS), ("tails", tails), ("steps", steps_schema)):
                 _create_empty(location, name, form)
-            if location.is_local:
-                for name in (*_SMALL, "steps"):
+                if location.is_local:
+                    # Folders are named by their parents, which are flushed here and never again.
+                    for folder in ("data", "_deletions", "_transactions", "_versions", "_refs/tags"):
+                        (Path(location.child(f"{name}.lance")) / folder).mkdir(parents=True, exist_ok=True)
                     sync_tree(Path(location.child(f"{name}.lance")))
+                    sync_files([Path(location.child(f"{name}.lance"))])
         out = cls.open_(location)
         schema.require_equal(out.schema, what=f"buffer {location.uri!r}")
         return out
 
     def dataset(self, name: str) -> Any:
         with store_errors("opening buffer", self.location):
-            return lance.dataset(self.location.child(f"{name}.lance"), storage_options=self.location.options)
+            return torn.open_whole(self.location, name)
 
     # -- versions ------------------------------------------------------------------------------------------
 
@@ -162,6 +123,8 @@ class Datasets:
         """Goes to the newest version."""
         with store_errors("reading buffer", self.location):
             self.steps.checkout_latest()
+            if PROMOTION_KEY.encode() not in (self.steps.schema.metadata or {}):
+                _read_schema(self.steps, self.location)  # says what it is instead
 
     def at_version(self, version: int) -> Any:
         """The steps dataset at a version. Raises NotFound."""
@@ -180,65 +143,53 @@ class Datasets:
         """The promotion that a version ends with; "" for an empty buffer."""
         return str((steps.schema.metadata or {}).get(PROMOTION_KEY.encode(), b"").decode())
 
-    def promotions(self, need: str = "") -> dict[str, Promotion]:
-        """Every staged promotion by id, read anew when `need` is not among those read before."""
-        if self._promotions is None or (need and need not in self._promotions):
-            with store_errors("reading buffer", self.location):
-                table = self.dataset("promotions").to_table()
-            rows = table.drop_columns(["time"]).to_pylist()
-            times = table.column("time").cast(pa.int64()).to_pylist()
-            self._promotions = {
-                r["id"]: Promotion(
-                    r["id"],
-                    r["parent"],
-                    r["stage"],
-                    r["base_version"],
-                    t,
-                    r["workspace"],
-                    r["tag"],
-                    r["rows"],
-                    r["total_rows"],
-                    json.loads(r["record"]),
-                )
-                for r, t in zip(rows, times, strict=True)
-            }
-        return self._promotions
+    def version_numbers(self) -> set[int]:
+        """The versions that are there: those that were cleaned up are not. One listing."""
+        with store_errors("reading buffer", self.location):
+            session = LanceFileSession(self.location.child("steps.lance"), storage_options=self.location.options)
+            return {v for path in session.list("_versions") if (v := version_number(Path(path).name)) is not None}
 
-    def chain(self, promotion: str) -> list[Promotion]:
-        """The promotions that a version is made of, oldest first.
+    def history(self, steps: Any = None) -> History:
+        """What a version, by default the one that this handle is at, is made of.
 
         Raises:
-            CorruptionError: a link is missing.
+            CorruptionError: a part of it is missing.
         """
-        out: list[Promotion] = []
-        known = self.promotions(promotion)
-        while promotion:
-            if promotion not in known:
-                raise CorruptionError(
-                    f"buffer {self.location.uri!r} names promotion {promotion}, which it does not hold",
-                    remedy="Restore promotions.lance from a backup",
-                )
-            out.append(known[promotion])
-            promotion = known[promotion].parent
-        return out[::-1]
+        return self.records.history(self.promotion_id(self.steps if steps is None else steps))
 
     def version_of(self, promotion: Promotion) -> int:
-        """The version that a promotion of the current chain was committed as."""
-        guess = promotion.base_version + 1
-        with contextlib.suppress(NotFound):
-            if self.promotion_id(self.at_version(guess)) == promotion.id:
-                return guess
-        for item in self.steps.versions():
-            if self.promotion_id(self.at_version(item["version"])) == promotion.id:
-                return int(item["version"])
+        """The version that a promotion of the current history was committed as."""
+        for number in range(promotion.base_version + 1, int(self.steps.version) + 1):
+            with contextlib.suppress(NotFound):
+                if self.promotion_id(self.at_version(number)) == promotion.id:
+                    return number
         raise NotFound(f"no version of buffer {self.location.uri!r} ends with promotion {promotion.id}")
 
     # -- tags ----------------------------------------------------------------------------------------------
 
     def tags(self) -> dict[str, int]:
         """Tag → version."""
-        with store_errors("reading tags of", self.location):
-            return {name: int(info["version"]) for name, info in self.steps.tags.list().items()}
+        with store_errors("reading tags of", self.location), self._torn_tags():
+            found = self.steps.tags.list().items()
+        return {name: int(info["version"]) for name, info in found if not name.startswith(PIN_PREFIX)}
+
+    def tagged(self, tag: str) -> int | None:
+        """The version that a tag names, None where there is no such tag."""
+        with store_errors("reading tags of", self.location), self._torn_tags():
+            try:
+                return int(self.steps.tags.get_version(tag))
+            except ValueError as e:
+                if "does not exist" not in str(e):
+                    raise
+                return None
+
+    @contextlib.contextmanager
+    def _torn_tags(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            torn.refuse(self.location)
+            raise
 
     def create_tag(self, tag: str, version: int) -> bool:
         """Names a version; False when the tag was there already, on any version."""
@@ -250,50 +201,29 @@ class Datasets:
                     return False
                 raise
             if self.location.is_local:
-                sync_tree(Path(self.location.child("steps.lance")) / "_refs")
+                refs = Path(self.location.child("steps.lance")) / "_refs"
+                sync_files([refs / "tags" / f"{tag}.json", refs / "tags", refs])
         return True
 
     def make_durable(self) -> None:
         """Flushes the newest version of a local buffer: whoever committed it may have died before it did."""
         if self.location.is_local:
-            steps = Path(self.location.child("steps.lance"))
             with store_errors("syncing", self.location):
-                sync_tree(steps / "_versions", newest=2)
-                sync_tree(steps / "_transactions", newest=2)
+                sync_files([manifest_path(Path(self.location.child("steps.lance")), int(self.steps.version))])
 
     # -- writing -------------------------------------------------------------------------------------------
 
     def append(self, name: str, table: Any) -> None:
-        """Adds rows to one of the small datasets. Appends never conflict; rows nobody names are ignored."""
-        started = time.time()
-        with store_errors("writing to", self.location):
-            lance.write_dataset(
-                table,
-                self.location.child(f"{name}.lance"),
-                mode="append",
-                storage_options=self.location.options,
-                data_storage_version=FILE_FORMAT,
-            )
-            if self.location.is_local:
-                sync_tree(Path(self.location.child(f"{name}.lance")), newer_than=started - 1)
+        """Adds rows to one of the small datasets. Rows that no promotion names are ignored."""
+        append(self.location, name, table)
 
     def stage_steps(self, batches: Iterable[Any], schema: Any, *, max_rows: int = MAX_FILE_ROWS) -> list[Any]:
         """Writes rows as data files that no version names yet; returns their fragments."""
-        started = time.time()
-        with store_errors("writing to", self.location):
-            reader = pa.RecordBatchReader.from_batches(schema, iter(batches))
-            fragments: list[Any] = write_fragments(
-                reader,
-                self.location.child("steps.lance"),
-                schema=schema,
-                mode="append",
-                max_rows_per_file=min(max_rows, MAX_FILE_ROWS),
-                data_storage_version=FILE_FORMAT,
-                storage_options=self.location.options,
-            )
-            if self.location.is_local:
-                sync_tree(Path(self.location.child("steps.lance")) / "data", newer_than=started - 1)
-        return fragments
+        return stage(self.location, "steps", batches, schema, max_rows=max_rows)
+
+    def record(self, promotion: Promotion, parent: History) -> None:
+        """Writes down what a promotion holds, before the commit that names it."""
+        self.records.write(promotion, parent)
 
     def commit_steps(self, steps: Any, fragments: list[Any], promotion: str) -> int:
         """Adds staged fragments and names the promotion, in one commit on exactly the version of `steps`.
@@ -302,7 +232,7 @@ class Datasets:
 
         Raises:
             ConflictError: another commit took the place; nothing of ours landed.
-            StoreError: the outcome is unknown; `chain` tells.
+            StoreError: the outcome is unknown; `history` tells.
         """
         existing = [f.metadata for f in steps.get_fragments()]
         top = max((f.id for f in existing), default=-1)
@@ -316,17 +246,11 @@ class Datasets:
                 f"buffer {self.location.uri!r} numbers its fields in a way that this release cannot commit to",
                 remedy="Write to a new buffer",
             )
-        with store_errors("committing to", self.location):
-            landed = lance.LanceDataset.commit(
-                self.location.child("steps.lance"),
-                lance.LanceOperation.Merge(existing + fragments, form),
-                read_version=steps.version,
-                max_retries=0,
-                storage_options=self.location.options,
-            )
-            if self.location.is_local:
-                sync_tree(Path(self.location.child("steps.lance")) / "_versions", newest=2)
-                sync_tree(Path(self.location.child("steps.lance")) / "_transactions", newest=2)
+        merge = lance.LanceOperation.Merge(existing + fragments, form)
+        try:
+            landed = commit(self.location, "steps", merge, steps.version)
+        except NotFound as e:
+            raise ConflictError(f"version {steps.version} was cleaned up before the commit") from e
         if landed.version != steps.version + 1:
             raise ConflictError(f"the commit landed as version {landed.version}, not {steps.version + 1}")
         self.steps = landed
@@ -360,7 +284,7 @@ def _create_empty(location: Location, name: str, schema: Any) -> None:
         )
     except OSError as e:
         try:
-            lance.dataset(uri, storage_options=options)
+            torn.open_whole(location, name)
         except ValueError:
             raise e from None
 
@@ -376,27 +300,3 @@ def _read_schema(steps: Any, location: Location) -> Schema:
             value=metadata.get(FORMAT_KEY.encode()),
         )
     return Schema.from_dict(json.loads(text))
-
-
-def sync_tree(folder: Path, *, newer_than: float = 0.0, newest: int | None = None) -> None:
-    """Flushes a folder's files and the folder itself, since lance does not."""
-    if not folder.is_dir():
-        return
-    for at, _, names in os.walk(folder):
-        paths = [Path(at) / n for n in names]
-        if newest is not None:
-            paths = sorted(paths, key=lambda p: p.stat().st_mtime_ns)[-newest:]
-        for path in paths:
-            with contextlib.suppress(FileNotFoundError):
-                if newer_than and path.stat().st_mtime < newer_than:
-                    continue
-                _sync_path(path, os.O_RDONLY)
-        _sync_path(Path(at), os.O_RDONLY | os.O_DIRECTORY)
-
-
-def _sync_path(path: Path, flags: int) -> None:
-    fd = os.open(path, flags)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -80,8 +80,9 @@ def sync_file(path: Path) -> None:
             os.close(fd)
 
 
-def map_for_reading(path: Path) -> tuple[mmap.mmap | None, int]:
-    """A file's bytes and its size; None for an empty file.
+def map_for_reading(path: Path, *, lock: bool = False) -> tuple[mmap.mmap | None, int]:
+    """A file's bytes and its size; None for an empty file. With `lock`, the map holds the file's shared flock as long
+    as it lives: it keeps the descriptor that the lock was taken on.
 
     A map holds a descriptor, and a workspace of many writers needs many: where the process may not open more, its soft
     limit is raised as far as the hard one. Raises OSError.
@@ -90,6 +91,8 @@ def map_for_reading(path: Path) -> tuple[mmap.mmap | None, int]:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
+                if lock:
+                    fcntl.flock(fd, fcntl.LOCK_SH)
                 size = os.fstat(fd).st_size
                 return (mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else None), size
             finally:

@@ -206,6 +206,7 @@ class Translation:
         self._done[start:stop] = True
         return self._block
 
+    @np.errstate(invalid="ignore")  # a signalling NaN becomes a quiet one, which is no reason to warn a reader
     def _copy(self, low: int, high: int) -> None:
         recipe = self._recipe
         for run in recipe.runs:

@@ -17,7 +17,7 @@ from recollect.records.part import part_of
 from recollect.records.rows import PackedRows
 from recollect.samplers import Cursor, Draw, Receipt, Sampler, Uniform, feedback_of
 from recollect.transforms import NStep, Transform
-from recollect.view import Cut, GrowingSource, Ids, Slots, Source, View
+from recollect.view import Cut, GrowingSource, Ids, Slots, Source, UnboundSource, View
 
 STATE_FORMAT = 2
 CHUNK_BYTES = 1 << 20
@@ -49,7 +49,8 @@ class Loader:
     - A new field with the role discount counts in `NStep` from then on. Give it the default 1: a null is NaN there.
 
     Args:
-        source: the view to draw from, or a source of growing ones, which belongs to this loader from now on.
+        source: the view to draw from, or a source of growing ones, which belongs to this loader from now on; or a
+            rotation (`buffer.rotate()`), which any number of loaders may draw from.
         sampler: how rows are chosen; `Uniform()` when None.
         batch_size: rows per batch.
         seed: with the cut and the sampler it decides every draw.
@@ -71,7 +72,7 @@ class Loader:
 
     def __init__(
         self,
-        source: Source,
+        source: Source | UnboundSource,
         sampler: Sampler | None = None,
         *,
         batch_size: int,
@@ -95,11 +96,16 @@ class Loader:
             raise ArgumentError("fields is a list of names", value=fields, remedy=f"Pass fields=[{fields!r}]")
         if steps is not None and epochs is not None:
             raise ArgumentError("steps and epochs exclude each other")
-        self._source = None if isinstance(source, View) else _growing(source, epochs)
-        view = source.at(0)
         if isinstance(sampler, type):
             raise ArgumentError("a sampler is an instance", value=sampler, remedy=f"Write {sampler.__name__}()")
         transforms = _checked(transforms)
+        if not hasattr(source, "at"):
+            if not hasattr(source, "bind"):
+                raise _no_source(source)
+            reach = max((t.reach for t in transforms), default=0)
+            source = source.bind(seed=seed, batch_size=batch_size, reach=reach)
+        self._source = None if isinstance(source, View) else _growing(source, epochs)
+        view = source.at(0)
         self._segments: list[tuple[int, View]] = [(0, view)]
         self._segment = 0
         self.sampler: Sampler = Uniform() if sampler is None else sampler
@@ -307,7 +313,8 @@ class Loader:
             first = max(k for k, (start, _) in enumerate(self._segments) if start <= self._delivered or k == 0)
             return self._segments[first:]
         drawn = {id(view): (draw.step, view) for draw, view in reversed(self._queue)}
-        older = [drawn[id(v)] for v in dict.fromkeys(v for _, v in self._queue) if v is not self.view]
+        order = dict.fromkeys(id(view) for _, view in self._queue)
+        older = [drawn[i] for i in order if i != id(self.view)]
         return [*older, self._segments[-1]]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -347,9 +354,34 @@ class Loader:
             )
         return [*(part_of(newest, Cut.from_dict(m["cut"])) for m in marks[:-1]), newest]
 
+    def stats(self) -> dict[str, Any]:
+        """What the rows are drawn from, and how far from uniform that was.
+
+        Returns:
+            `batches` delivered; `total_rows` and `resident_rows`, of which the newest batch was drawn. A rotation says
+            beside that:
+
+            - `blocks`, `resident_blocks`, `rotations` (blocks that were replaced), `loads`, `hit_rate` (of these, how
+              many were in the cache), `waited_s` for blocks that were not there in time;
+            - `distance_from_uniform`: the total variation distance, 0 to 1, between the chance that the batches so far
+              gave each row, on average, and the same chance for every row; `visited_share` of the rows had any;
+            - `horizon_batches`: batches for which the rows that are resident stay so, which draws are correlated
+              over; `pass_batches`: after so many every row was resident equally long.
+        """
+        out: dict[str, Any] = {
+            "batches": self._delivered,
+            "total_rows": len(self.view.rows),
+            "resident_rows": len(self.view.rows),
+        }
+        if (told := getattr(self._source, "stats", None)) is not None:
+            return {**out, **told(self._delivered)}
+        return {**out, "hit_rate": 1.0, "rotations": 0, "distance_from_uniform": 0.0}
+
     def close(self) -> None:
         """Gives up the gathered batches. Those handed out stay valid."""
         self._closed = True
+        if (close := getattr(self._source, "close", None)) is not None:
+            close()
         self._chunk = None
         self._queue.clear()
 
@@ -362,14 +394,18 @@ class Loader:
         self.close()
 
 
+def _no_source(value: Any) -> ArgumentError:
+    return ArgumentError(
+        "a loader draws from a view or a source of them",
+        value=value,
+        remedy="Pass ws.view(), ws.live(), buffer.at(tag) or buffer.rotate(tag)",
+    )
+
+
 def _growing(source: Any, epochs: int | None) -> GrowingSource:
     """Raises ArgumentError unless it is a source of growing views."""
-    if not (hasattr(source, "at") and hasattr(source, "mark") and hasattr(source, "restore")):
-        raise ArgumentError(
-            "a loader draws from a view or a source of them",
-            value=source,
-            remedy="Pass ws.view(), ws.live() or buffer.at(tag)",
-        )
+    if not (hasattr(source, "mark") and hasattr(source, "restore")):
+        raise _no_source(source)
     if epochs is not None:
         raise ArgumentError("a growing source has no end that epochs= could count to", remedy="Use steps=")
     out: GrowingSource = source

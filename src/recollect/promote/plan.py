@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from recollect.cold.dataset import Promotion
+from recollect.cold.fold import Promotion
 from recollect.errors import CorruptionError
-from recollect.view import Cut, Extent, merged
+from recollect.view import Cut, Extent
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,3 @@ def missing(firsts: Mapping[int, int], gone_rows: int, chain: Iterable[Promotion
             else:
                 gone += stop - start
     return sum(firsts[w] - held[w] for w in firsts) + max(0, gone_rows - gone)
-
-
-def cut_of(chain: Iterable[Promotion]) -> Cut:
-    """The cut of the version that a chain ends with: each promotion's extents behind its parent's."""
-    chain = list(chain)
-    extents = merged(Extent(int(w), a, b) for p in chain for w, a, b in p.record["extents"])
-    facts: dict[int, int] = {}
-    for p in chain:
-        for w, _, stop in p.record["facts"]:
-            facts[int(w)] = max(facts.get(int(w), 0), stop)
-    return Cut(extents, tuple(sorted(facts.items())))

@@ -29,10 +29,13 @@ def move(root: Path, workspace: str, location: Location, lock: Path) -> str:
 
 
 def _move(root: Path, workspace: str, location: Location) -> str:
+    before = read_cursor(root, location.uri)
     try:
         data = Datasets.open_(location)
         data.make_durable()
-        chain = data.chain(data.promotion_id(data.steps))
+        history = data.history()
+        chain = history.chain
+        gone = before is not None and history.find(before.promotion, before.version - 1) is None
         version = int(data.steps.version)
     except RecollectError as e:
         return f"the buffer could not be read back, so nothing is evicted for now: {e.text}"
@@ -43,8 +46,7 @@ def _move(root: Path, workspace: str, location: Location) -> str:
     marks = {w: (m.rows, m.facts) for w, m in watermark(chain).items() if w in here}
     fix_home(root, location.uri)
     problem = ""
-    before = read_cursor(root, location.uri)
-    if before is not None and before.promotion not in {p.id for p in chain}:
+    if gone:
         problem = (
             f"buffer {location.uri!r} no longer holds what was promoted to it: it was replaced, or went back to "
             "an older version"

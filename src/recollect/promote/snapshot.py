@@ -7,13 +7,14 @@ visible together; a commit by anyone else in between refuses ours, and we look a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,18 @@ import numpy as np
 import pyarrow as pa
 
 from recollect.cold.arrow import to_batches
-from recollect.cold.dataset import FACTS, PROMOTIONS, Datasets, Promotion
+from recollect.cold.compact import full_rows
+from recollect.cold.dataset import FACTS, Datasets
+from recollect.cold.fold import Promotion
+from recollect.cold.history import History
 from recollect.cold.location import Location
-from recollect.errors import AlreadyExists, ArgumentError, ConflictError, NotFound, StoreError
+from recollect.errors import AlreadyExists, ConflictError, NotFound, StoreError
 from recollect.hot.files import locked
 from recollect.hot.store import HotStore
 from recollect.promote.plan import Mark, Plan, missing, plan, watermark
 from recollect.promote.statistics import Statistics
+from recollect.promote.tags import check_tag
+from recollect.promote.upkeep import row_bytes, tend
 from recollect.records.block import Block
 from recollect.records.build import build_view, unchanged
 from recollect.records.layout import Layout
@@ -36,7 +42,6 @@ from recollect.view import Cut, Fact, FactIndex
 
 ATTEMPTS = 50
 STAGE_LIFETIME_S = 24 * 3600
-FRAGMENT_BYTES = 256 << 20
 Progress = Callable[[int, int], None]
 
 
@@ -53,7 +58,7 @@ class Snapshot:
         gap_rows: rows that were evicted before this buffer got them, and that no earlier snapshot to it had named;
             `gap_facts` facts that this one would have promoted and that were evicted with their episodes.
         evicted_rows: rows that the workspace let go afterwards, since its home buffer holds them now.
-        note: why nothing could be let go, "" where it could.
+        note: why nothing could be let go, or the buffer not be compacted; "" where all went well.
         cut: what was promoted; what the workspace held where that was nothing new; None where it holds nothing.
         seconds: wall time.
         message: one line for people.
@@ -104,18 +109,11 @@ def snapshot(
     started = time.perf_counter()
     lock.parent.mkdir(parents=True, exist_ok=True)
     with locked(lock, PROMOTER_WAIT_S), store.pinned():
-        return _Promotion(store, workspace, location, tag, progress, started).run()
-
-
-def check_tag(tag: str | None) -> None:
-    """Raises ArgumentError for a name that a tag cannot have."""
-    if tag is None:
-        return
-    good = tag and all((c.isalnum() and c.isascii()) or c in "._-" for c in tag) and not tag.startswith((".", "-"))
-    if not good or tag.isdecimal() or tag.endswith(".lock"):
-        raise ArgumentError(
-            "a tag is made of letters, digits, dots, dashes and underscores, and is no number", value=tag
-        )
+        promotion = _Promotion(store, workspace, location, tag, progress, started)
+        done = promotion.run()
+    if not done.rows_added:
+        return done
+    return replace(done, note=tend(promotion.data, row_bytes(promotion.layout)))
 
 
 class _Promotion:
@@ -129,12 +127,13 @@ class _Promotion:
         started: float,
     ) -> None:
         self.store, self.workspace, self.location, self.tag = store, workspace, location, tag
+        self.data: Datasets
         self.layout: Layout  # the newest when the cut was taken: the schema may evolve meanwhile
         self.progress, self.started = progress, started
         self.created = False
         self.staged_at = 0.0
-        self.attempts: dict[str, Plan] = {}
-        """Promotion id → what it holds, for every commit tried: a refusal may be the echo of our own success."""
+        self.attempts: dict[str, tuple[int, Plan]] = {}
+        """Promotion id → (base version, what it holds), of every commit tried: a refusal may echo our own success."""
         self.facts: dict[int, Callable[[], list[Fact]]] = {}
         self.firsts: dict[int, int] = {}
         self.gone_rows = self.gap_rows = self.gap_facts = 0
@@ -145,11 +144,13 @@ class _Promotion:
         data = self._open(create=bool(cut.extents or cut.facts))
         if data is None:
             return nothing_to_promote(self.location)
-        staged: tuple[Plan, list[Any], str, Statistics] | None = None
+        self.data = data
+        staged: tuple[Plan, list[Any], str, list[str], Statistics] | None = None
         for attempt in range(ATTEMPTS):
             data.refresh()
             base = data.steps
-            chain = data.chain(data.promotion_id(base))
+            history = data.history(base)
+            chain = history.chain
             finished = self._finish_intent(data, chain)
             if finished is not None and finished.tag == self.tag:
                 return self._finished_earlier(data.version_of(finished), finished)
@@ -157,12 +158,12 @@ class _Promotion:
             self.gap_rows = self._missing(chain) - max(
                 (p.record.get("missing_rows", 0) for p in self._mine(chain)), default=0
             )
-            landed = [p for p in chain if p.id in self.attempts]
-            if landed:
-                found = data.version_of(landed[-1])
+            landed = self._landed(history)
+            if landed is not None:
+                found = data.version_of(landed)
                 self._tag(data, found)
-                return self._result(found, self.attempts[landed[-1].id], landed[-1].total_rows, cut)
-            tagged = self._tagged_version(data, chain, todo)
+                return self._result(found, self.attempts[landed.id][1], landed.total_rows, cut)
+            tagged = self._tagged_version(data, todo)
             if todo.is_empty:
                 return self._nothing_new(data, chain, cut, tagged)
             if staged is not None and time.monotonic() - self.staged_at > STAGE_LIFETIME_S:
@@ -170,7 +171,7 @@ class _Promotion:
             if staged is None or staged[0] != todo:
                 self.staged_at = time.monotonic()
                 staged = (todo, *self._stage(data, todo))
-            version = self._commit(data, base, chain, staged)
+            version = self._commit(data, base, history, staged)
             if version is not None:
                 self._tag(data, version)
                 total = (chain[-1].total_rows if chain else 0) + todo.rows
@@ -180,6 +181,13 @@ class _Promotion:
             f"snapshot to {self.location.uri!r}: others committed first {ATTEMPTS} times",
             remedy="Run it again; nothing was lost and nothing was added twice",
         )
+
+    def _landed(self, history: History) -> Promotion | None:
+        """The one of our attempts that the buffer holds, None for none."""
+        for name, (base, _) in self.attempts.items():
+            if (found := history.find(name, base)) is not None:
+                return found
+        return None
 
     def _mine(self, chain: list[Promotion]) -> list[Promotion]:
         return [p for p in chain if p.workspace == self.workspace]
@@ -209,21 +217,23 @@ class _Promotion:
     def _finish_intent(self, data: Datasets, chain: list[Promotion]) -> Promotion | None:
         """Makes the tag that a promotion of ours was killed before making; that promotion, None for none."""
         mine = [p for p in chain if p.workspace == self.workspace and p.tag and p.id not in self.attempts]
-        if mine and mine[-1].tag not in data.tags():
-            data.create_tag(mine[-1].tag, data.version_of(mine[-1]))
-            return mine[-1]
+        if mine and data.tagged(mine[-1].tag) is None:
+            with contextlib.suppress(NotFound):  # cleaned up since, without its tag
+                data.create_tag(mine[-1].tag, data.version_of(mine[-1]))
+                return mine[-1]
         return None
 
-    def _tagged_version(self, data: Datasets, chain: list[Promotion], todo: Plan) -> int | None:
+    def _tagged_version(self, data: Datasets, todo: Plan) -> int | None:
         """The version that our tag names already, None when it is free.
 
         Raises:
             AlreadyExists: it names another version than the one this snapshot would.
         """
-        at = data.tags().get(self.tag) if self.tag is not None else None
+        at = data.tagged(self.tag) if self.tag is not None else None
         if at is None:
             return None
-        ours = any(p.tag == self.tag and p.workspace == self.workspace for p in chain)
+        head = data.history(data.at_version(at)).head
+        ours = head is not None and (head.tag, head.workspace) == (self.tag, self.workspace)
         if todo.is_empty and (ours or at == data.steps.version):
             return at
         raise AlreadyExists(
@@ -232,7 +242,7 @@ class _Promotion:
 
     def _tag(self, data: Datasets, version: int) -> None:
         if self.tag is not None and not data.create_tag(self.tag, version):
-            at = data.tags().get(self.tag)
+            at = data.tagged(self.tag)
             if at != version:
                 raise AlreadyExists(
                     f"tag {self.tag!r} was given to version {at} meanwhile; the rows are in version {version}",
@@ -241,30 +251,30 @@ class _Promotion:
 
     # -- staging -------------------------------------------------------------------------------------------
 
-    def _stage(self, data: Datasets, todo: Plan) -> tuple[list[Any], str, Statistics]:
+    def _stage(self, data: Datasets, todo: Plan) -> tuple[list[Any], str, list[str], Statistics]:
         """Writes rows, facts and tails where no reader looks yet."""
-        stage = uuid.uuid4().hex
+        stage, now = uuid.uuid4().hex, time.time_ns()
+        brought: list[str] = []
         statistics = Statistics(self.layout, None)
         pieces = self.store.pieces(todo.extents, self.layout)
         fragments = []
         if todo.rows:
             form = arrow_schema(self.layout.schema)
-            row_bytes = self.layout.itemsize + sum(self.layout.plane_bytes.values())
-            fragments = data.stage_steps(
-                self._batches(pieces, form, statistics, todo.rows),
-                form,
-                max_rows=max(1024, FRAGMENT_BYTES // row_bytes),
-            )
+            rows = self._batches(pieces, form, statistics, todo.rows)
+            fragments = data.stage_steps(rows, form, max_rows=full_rows(row_bytes(self.layout)))
         if todo.facts:
-            data.append("facts", self._facts_table(todo, stage))
+            data.append("facts", self._facts_table(todo, stage, now))
+            brought.append("facts")
         tails = self._tails(todo)
         if tails is not None:
             form = data.dataset("tails").schema
-            inner = pa.schema(list(form)[1:])
+            inner = pa.schema(list(form)[2:])
             batches = list(to_batches(self.layout, [(tails, 0, len(tails.records))], inner, observations_only=True))
             table = pa.Table.from_batches(batches, schema=inner)
-            data.append("tails", table.add_column(0, form.field(0), pa.array([stage] * len(table))))
-        return fragments, stage, statistics
+            named = [pa.array([value] * len(table), form.field(k).type) for k, value in enumerate((stage, now))]
+            data.append("tails", pa.table([*named, *table.columns], schema=form))
+            brought.append("tails")
+        return fragments, stage, brought, statistics
 
     def _batches(
         self, pieces: list[tuple[Block, int, int]], form: Any, statistics: Statistics, total: int
@@ -280,12 +290,13 @@ class _Promotion:
                 if self.progress is not None:
                     self.progress(done, total)
 
-    def _facts_table(self, todo: Plan, stage: str) -> Any:
+    def _facts_table(self, todo: Plan, stage: str, now: int) -> Any:
         facts = [f for w, start, _ in todo.facts for f in self.facts[w]() if f.seq >= start]
         self.gap_facts = sum(stop - start for _, start, stop in todo.facts) - len(facts)
         return pa.table(
             {
                 "stage": [stage] * len(facts),
+                "staged": pa.array([now] * len(facts), FACTS.field("staged").type),
                 "writer": [f.writer for f in facts],
                 "seq": [f.seq for f in facts],
                 "time": pa.array([f.time_ns for f in facts], pa.timestamp("ns", tz="UTC")),
@@ -326,12 +337,12 @@ class _Promotion:
         self,
         data: Datasets,
         base: Any,
-        chain: list[Promotion],
-        staged: tuple[Plan, list[Any], str, Statistics],
+        history: History,
+        staged: tuple[Plan, list[Any], str, list[str], Statistics],
     ) -> int | None:
         """One attempt. The new version, or None when another commit took its place."""
-        todo, fragments, stage, added = staged
-        parent = chain[-1] if chain else None
+        todo, fragments, stage, brought, added = staged
+        parent, chain = history.head, history.chain
         total = Statistics(self.layout, parent.record["statistics"] if parent else None)
         for path, sums in added.fields.items():
             total.fields[path].merge_dict(sums.to_dict())
@@ -342,36 +353,24 @@ class _Promotion:
         finished |= {int(w) for p in self._mine(chain) for w, _, _ in p.record["extents"]} - self.store.logs.keys()
         total.close_writers(finished)
         name = uuid.uuid4().hex
-        self.attempts[name] = todo
+        self.attempts[name] = (int(base.version), todo)
         record = {
             "extents": [[str(e.writer), e.start, e.stop] for e in todo.extents],
             "facts": [[str(w), a, b] for w, a, b in todo.facts],
             "gaps": [[str(e.writer), e.start, e.stop] for e in todo.gaps],
             "missing_rows": self._missing(chain),
             "missing_facts": self.gap_facts,
+            "staged": brought,
             "statistics": total.to_dict(),
             "schema": self.layout.schema.fingerprint,
             "lineage": {"pid": os.getpid(), "workspace_name": self.store.name},
         }
-        now = time.time_ns()
-        data.append(
-            "promotions",
-            pa.table(
-                {
-                    "id": [name],
-                    "parent": [parent.id if parent else ""],
-                    "stage": [stage],
-                    "base_version": [base.version],
-                    "time": pa.array([now], pa.timestamp("ns", tz="UTC")),
-                    "workspace": [self.workspace],
-                    "tag": [self.tag or ""],
-                    "rows": [todo.rows],
-                    "total_rows": [(parent.total_rows if parent else 0) + todo.rows],
-                    "record": [json.dumps(record)],
-                },
-                schema=PROMOTIONS,
-            ),
-        )
+        before = parent.total_rows if parent else 0
+        link = Promotion(
+            name, parent.id if parent else "", stage, int(base.version), time.time_ns(), self.workspace, self.tag or "",
+            todo.rows, before + todo.rows, record,
+        )  # fmt: skip
+        data.record(link, history)
         try:
             return data.commit_steps(base, fragments, name)
         except ConflictError:
@@ -379,10 +378,10 @@ class _Promotion:
         except StoreError:
             # The outcome is unknown: the reply may have been lost after the commit landed. The chain tells.
             data.refresh()
-            landed = [p for p in data.chain(data.promotion_id(data.steps)) if p.id == name]
-            if not landed:
+            landed = data.history().find(name, int(base.version))
+            if landed is None:
                 raise
-            return data.version_of(landed[0])
+            return data.version_of(landed)
 
     # -- results -------------------------------------------------------------------------------------------
 
@@ -391,8 +390,8 @@ class _Promotion:
         gap = f"; {self.gap_rows:,} rows were evicted before they came here" if self.gap_rows else ""
         if chain and tagged is None:
             self._tag(data, version)
-        held = [p for p in chain if p.base_version + 1 == tagged] if tagged is not None else chain
-        rows = held[-1].total_rows if held else 0
+        head = data.history(data.at_version(version)).head
+        rows = head.total_rows if head else 0
         return Snapshot(
             self.location.uri,
             version if chain else None,

@@ -389,7 +389,7 @@ def search(indexes: Sequence[sqlite3.Connection], asked: Sequence[Word], count: 
                 place = connection.execute(
                     "SELECT kind, writer, seq FROM documents WHERE document = ?", (rowid,)
                 ).fetchone()
-                if place is None:
+                if place is None or not all(isinstance(part, int) for part in place):
                     raise Damaged("a document has no place")
                 out.append(Found(-score, *place))
     return out

@@ -52,13 +52,19 @@ class PackedRows:
             for j, (b, _, _) in enumerate(self._pieces):
                 self.planes[k, j] = b.planes[leaf.path].ctypes.data
         self._changed = changed[0] if changed else None
-        self._changed_start = self.count + (len(tails.records) if tails is not None else 0)
+        after = self.count + (len(tails.records) if tails is not None else 0)
+        self._targets = after + np.arange(0 if self._changed is None else len(self._changed))
         self._extents = merged(extents)
         self._extent_slots = np.cumsum([0] + [e.stop - e.start for e in self._extents])
         self._plans: dict[tuple[str, ...], GatherPlan] = {}
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def extent(self) -> int:
+        """Slots that can be read, those behind the view's rows included."""
+        return int(self.starts[-1])
 
     def pieces(self, start: int, stop: int) -> list[tuple[Block, int, int]]:
         """The blocks that hold slots `start` to `stop`, in order."""
@@ -77,7 +83,7 @@ class PackedRows:
         at = np.searchsorted(self._changed, slots)
         at[at == len(self._changed)] = 0
         hit = self._changed[at] == slots
-        return np.where(hit, self._changed_start + at, slots)
+        return np.where(hit, self._targets[at], slots)
 
     def gather_into(self, plan: GatherPlan, slots: NDArray[np.int64], arena: NDArray[np.uint8]) -> None:
         """Fills the arena for the slot matrix `[n, columns]` int64, C-contiguous. Releases the GIL."""

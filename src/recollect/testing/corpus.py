@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recollect.schema import Embedding, Frames, Json, Leaf, Ragged, Schema, Tensor, Text
+from recollect.schema import Embedding, Field, Frames, Json, Leaf, Ragged, Schema, Tensor, Text
 from recollect.schema.fields import is_heap
 
 
@@ -43,6 +43,14 @@ _POOL = np.random.Generator(np.random.PCG64(20)).integers(0, 256, (1 << 16) + 40
 _LETTERS = 'naïve ☃ 漢字 𝔘nicode\n\t"\\ plain words, digits 0123456789 '
 
 
+BORN = {"count": "int16", "ratio": "float32"}
+"""Fields that are widened later → the dtype they begin with. Their values follow from that one, so that a value read
+as a wider dtype is the same number."""
+SINCE = {"count": 2, "remark": 2, "ratio": 3}
+"""Fields that a later version of a schema adds → that version."""
+VERSIONS = 4
+
+
 def _offsets(numbers: NDArray[np.int64], salt: int) -> NDArray[np.int64]:
     mixed = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt * 0x2545F4914F6CDD1D % (1 << 64))
     return ((mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(48)).astype(np.int64)
@@ -58,7 +66,7 @@ def fixed_values(leaf: Leaf, numbers: Sequence[int] | NDArray[np.int64]) -> NDAr
     field = leaf.field
     assert isinstance(field, Tensor | Frames | Embedding)
     asked = np.asarray(numbers, np.int64)
-    dtype = np.dtype(field.dtype)
+    dtype = np.dtype(BORN.get(leaf.path, field.dtype))
     if leaf.path == "uid":
         return asked.astype(dtype)
     size = int(np.prod(field.shape, dtype=np.int64)) * dtype.itemsize
@@ -70,7 +78,8 @@ def fixed_values(leaf: Leaf, numbers: Sequence[int] | NDArray[np.int64]) -> NDAr
         out = raw.reshape(len(asked), -1, 4)[:, :, 0].astype(np.float32) / 16
     else:
         out = np.ascontiguousarray(raw).view(dtype)
-    return out.reshape(len(asked), *field.shape)
+    with np.errstate(invalid="ignore"):  # a signalling NaN that is widened
+        return out.reshape(len(asked), *field.shape).astype(field.dtype, copy=False)
 
 
 def heap_value(leaf: Leaf, number: int) -> Any:
@@ -103,6 +112,11 @@ def is_null(leaf: Leaf, moment: Moment) -> bool:
     if not leaf.field.optional or leaf.is_observation or (moment.whole and not is_heap(leaf.field)):
         return False
     return int(_offsets(np.array([moment.uid]), _salt(leaf.path) + 1)[0]) % 3 == 0
+
+
+def is_older(leaf: Leaf, version: int) -> bool:
+    """Whether a writer of that version of the schema lacks the leaf: its rows read as null or the default."""
+    return version < SINCE.get(leaf.path, 1)
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
@@ -200,3 +214,25 @@ def _mixed() -> Schema:
 SCHEMAS: dict[str, Callable[[], Schema]] = {"plain": _plain, "wide": _wide, "words": _words, "mixed": _mixed}
 """Schemas of the harness: fields inside the record, planes, text, and a mixture. Each has `uid`, `reward` and the
 episode fact `mark`."""
+
+
+def version_of(schema: Schema) -> int:
+    """Which version of one of these schemas it is, from 1."""
+    ratio = schema.by_path.get("ratio")
+    if ratio is None:
+        return 2 if "count" in schema.by_path else 1
+    assert isinstance(ratio.field, Tensor)
+    return 3 if ratio.field.dtype == "float32" else 4
+
+
+def evolved(schema: Schema) -> Schema:
+    """The next version of one of these schemas: with new fields, nullable or with a default, and wider ones."""
+    old = schema.to_dict()
+    added: dict[str, Field] = {
+        "count": Tensor(("int16", "int32", "int64")[version_of(schema) - 1], (2,), optional=True),
+        "remark": Text(default="nothing was said"),
+    }
+    if version_of(schema) > 1:
+        added["ratio"] = Tensor("float32" if version_of(schema) == 2 else "float64", default=1.5)
+    fields = {leaf.path: leaf.field for leaf in schema.leaves} | added
+    return Schema(nested(fields), {k: schema.episode[k] for k in old["episode"]})

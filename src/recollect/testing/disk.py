@@ -82,6 +82,13 @@ class Device:
 
         return noted
 
+    def note_folder(self, path: str | Path) -> None:
+        """A folder and the files right in it, flushed: by another process, whose flushes are not seen here."""
+        self._note_folder(str(path), True)
+        for entry in Path(path).iterdir():
+            if entry.is_file():
+                self.note_file(entry, True)
+
     def note_any_file(self, chance: random.Random) -> None:
         """One file as it is now: the kernel may write a page back whenever it likes."""
         paths = [p for p in Path(self.root).rglob("*") if p.suffix in (".seg", ".tails")]

@@ -15,23 +15,27 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from recollect.errors import RecollectError
+from recollect.recall.verify import verify
 from recollect.records.rows import PackedRows
 from recollect.schema.fields import is_heap
 from recollect.testing.actor import Actor, Journal, random_ops
 from recollect.testing.cases import Report, doing, run_cases
 from recollect.testing.corpus import SCHEMAS
+from recollect.testing.expected import Bounds, Expectation, Wrong, expect, require
 from recollect.testing.instants import die
 from recollect.testing.kills import ended, forked, small_segments
 from recollect.testing.ledger import Close, Ledger
-from recollect.testing.oracle import Bounds, Expectation, Wrong, check_workspace, expect, require, warm_up
+from recollect.testing.oracle import check_workspace, warm_up
+from recollect.testing.questions import Answers, Pinned, ask, build_indexes, check_answers, is_reported
 from recollect.workspace import Workspace, create_workspace, open_workspace
 
 INPUTS_PER_CASE = 250
+INDEX = ".sqlite"
 _SYSTEM = ("writer", "seq", "episode_writer", "episode", "time", "step", "priority", "terminated", "truncated")
 
 
@@ -50,15 +54,21 @@ def fuzz_case(folder: Path, chance: random.Random, counts: Counter[str]) -> None
     kind = chance.choice(("closed", "killed", "copied"))
     path, expectation = _workspace(folder, chance, kind)
     files = {p: p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+    pinned = Pinned(folder / "pinned", [p for p in files if p.suffix == INDEX])
+    require(not is_reported(path), f"verify is not silent about a {kind} workspace: {verify(path).problems}")
     with open_workspace(path) as workspace:
         check_workspace(workspace, expectation)
         wanted, about = reading(workspace), (workspace.id, workspace.name, workspace.durability)
+        answers = ask(workspace)
+    require(not is_reported(path), f"verify is not silent about a recovered workspace: {verify(path).problems}")
     lenient = replace(
         expectation,
         bounds={k: Bounds(0, b.most_steps, 0, b.most_marks, 0) for k, b in expectation.bounds.items()},
         rewards=0,
     )
+    whole = Whole(wanted, about, answers, lenient)
     for k in range(INPUTS_PER_CASE):
+        pinned.restore()
         restore(path, files)
         victim = _pick(files, chance)
         raw, what = damage(files[victim], chance)
@@ -66,21 +76,60 @@ def fuzz_case(folder: Path, chance: random.Random, counts: Counter[str]) -> None
         doing(what)
         write_in_place(victim, raw)
         try:
-            counts[examine(path, wanted, about, lenient, deep=k % 8 == 0)] += 1
+            if victim.suffix == INDEX:
+                counts[examine_index(path, whole)] += 1
+            else:
+                counts[examine(path, whole, deep=k % 16 == 0, verified=k % 4 == 0)] += 1
         except BaseException as e:
             raise Wrong(f"input {k}: {what}: {type(e).__name__}: {e}") from e
 
 
-def examine(path: Path, wanted: Any, about: Any, lenient: Expectation, *, deep: bool) -> str:
-    """Reads a damaged workspace; says whether it was refused, cut or right. Anything else is raised."""
+class Whole(NamedTuple):
+    """What a workspace says before it is damaged, and the least that it may say after."""
+
+    reading: dict[str, Any]
+    about: tuple[Any, ...]
+    answers: Answers
+    lenient: Expectation
+
+
+def examine(path: Path, whole: Whole, *, deep: bool, verified: bool) -> str:
+    """Reads a damaged workspace; says whether it was refused, cut or right. Anything else is raised, and so is damage
+    of which `verify`, where it looks first, says nothing."""
+    reported = not verified or is_reported(path)
+    outcome = _examine(path, whole, deep=deep)
+    require(outcome == "right" or reported, f"verify says nothing, but the workspace is {outcome}")
+    return outcome
+
+
+def examine_index(path: Path, whole: Whole) -> str:
+    """Reads a workspace with a damaged index, which nobody may notice; `verify` puts it right."""
+    with open_workspace(path) as workspace:
+        require(reading(workspace) == whole.reading, "a damaged index changed what is read")
+        right = check_answers(ask(workspace), whole.answers)
+    try:
+        report = verify(path)
+    except RecollectError as e:
+        raise Wrong(f"verify gave up: {e}") from e
+    require(all(p.level != "lost" for p in report.problems), f"verify reports lost rows: {report.problems}")
+    require(right or not report.ok, "verify says nothing of an index that hides something")
+    with open_workspace(path) as workspace:
+        require(ask(workspace) == whole.answers, "answers are not right after verify")
+    require(not is_reported(path), f"verify is not silent after it repaired: {verify(path).problems}")
+    return "index harmless" if right else "index hid something until verify"
+
+
+def _examine(path: Path, whole: Whole, *, deep: bool) -> str:
     try:
         with open_workspace(path) as workspace:
-            require((workspace.id, workspace.name, workspace.durability) == about, "it took another name")
-            if reading(workspace) == wanted:
+            require((workspace.id, workspace.name, workspace.durability) == whole.about, "it took another name")
+            if reading(workspace) == whole.reading:
                 if deep:
-                    check_workspace(workspace, lenient)
+                    check_workspace(workspace, whole.lenient)
+                    require(ask(workspace) == whole.answers, "answers differ")
                 return "right"
-            check_workspace(workspace, lenient)
+            check_workspace(workspace, whole.lenient)
+            ask(workspace)
             short = any(
                 value for r in workspace.recovered for name, value in vars(r).items() if name.startswith("lost")
             )
@@ -118,6 +167,7 @@ def _workspace(folder: Path, chance: random.Random, kind: str) -> tuple[Path, Ex
     """A small workspace of one or two logs."""
     small_segments()
     path, journal = folder / "w", Journal()
+    indexed = chance.random() < 0.5
     create_workspace(path, SCHEMAS[chance.choice(sorted(SCHEMAS))](), durability="process").close()
     ops = random_ops(chance, chance.choice((6, 14, 20)), durabilities=("process",), durability="process")
     if kind != "closed":
@@ -126,6 +176,8 @@ def _workspace(folder: Path, chance: random.Random, kind: str) -> tuple[Path, Ex
     def act() -> None:
         with open_workspace(path) as workspace:
             Actor(workspace, Ledger("process")).run(ops, journal.note)
+            if indexed:
+                build_indexes(workspace)
             if kind != "closed":
                 die()
 
@@ -159,14 +211,15 @@ def write_in_place(file: Path, raw: bytes) -> None:
 
 
 def _pick(files: dict[Path, bytes], chance: random.Random) -> Path:
-    """A file: mostly a segment, since most bytes are there."""
-    segments = [f for f in files if f.suffix == ".seg"]
-    return chance.choice(segments) if chance.random() < 0.6 else chance.choice(list(files))
+    """A file: mostly a segment, since most bytes are there, or an index."""
+    segments, indexes = ([f for f in files if f.suffix == suffix] for suffix in (".seg", INDEX))
+    kinds = [segments] * 8 + [indexes or segments] + [[f for f in files if f.suffix != INDEX]] * 4
+    return chance.choice(chance.choice(kinds))
 
 
 def damage(raw: bytes, chance: random.Random) -> tuple[bytes, str]:
     """Damaged bytes, and what was done to them."""
-    kind = chance.choice(("bit", "bit", "byte", "byte", "zeros", "ones", "cut", "extended", "swapped"))
+    kind = chance.choice(("bit", "bit", "byte", "byte", "zeros", "ones", "cut", "extended", "swapped", "replaced"))
     at = _place(raw, chance)
     out = bytearray(raw)
     match kind:
@@ -183,6 +236,9 @@ def damage(raw: bytes, chance: random.Random) -> tuple[bytes, str]:
             return bytes(out), f"{size} bytes from {at} set to {out[at]}"
         case "cut":
             return raw[:at], f"cut off at {at}"
+        case "replaced":
+            size = chance.choice((0, 100, len(raw)))
+            return chance.randbytes(size), f"replaced by {size} bytes"
         case "swapped" if len(raw) >= 8192:
             a, b = (4096 * chance.randrange(len(raw) // 4096) for _ in range(2))
             out[a : a + 4096], out[b : b + 4096] = raw[b : b + 4096], raw[a : a + 4096]

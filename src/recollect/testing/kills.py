@@ -14,16 +14,18 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from recollect.hot import growing
 from recollect.testing.actor import Actor, Journal, random_ops
 from recollect.testing.cases import Report, run_cases
 from recollect.testing.corpus import SCHEMAS
+from recollect.testing.expected import Expectation, adopt, expect, require
 from recollect.testing.instants import at_instant, die
-from recollect.testing.ledger import Ledger, Op
-from recollect.testing.oracle import Expectation, check_workspace, expect, require, warm_up
+from recollect.testing.ledger import Ledger, Op, Resume
+from recollect.testing.oracle import check_workspace, warm_up
+from recollect.view import StepId
 from recollect.workspace import create_workspace, open_workspace
 
 EPISODES_PER_CHILD = 100_000
@@ -46,7 +48,8 @@ def kill_case(folder: Path, chance: random.Random, counts: Counter[str]) -> None
         create_workspace(folder / "w", SCHEMAS[chance.choice(sorted(SCHEMAS))](), durability=durability)  # type: ignore[arg-type]
     ):
         pass
-    children = [_Child(folder / "w", chance, durability, k) for k in range(chance.choice((1, 1, 2)))]
+    every = Expectation(Ledger(durability), {}, {}, {}, 0, 0)
+    children = [_Child(folder / "w", chance, every, k) for k in range(chance.choice((1, 1, 2)))]
     if len(children) == 2 and chance.random() < 0.5:
         # The first to die is found while the other one writes.
         children[0].wait(counts)
@@ -56,14 +59,27 @@ def kill_case(folder: Path, chance: random.Random, counts: Counter[str]) -> None
         for child in children:
             child.wait(counts)
     survey(folder / "w", chance, counts)
-    every = Expectation(Ledger(durability), {}, {}, {}, 0, 0)
     for child in children:
         add(every, child.expectation())
-    with open_workspace(folder / "w") as workspace:
-        check_workspace(workspace, every)
-    check_settled(folder / "w", every)
-    for child in children:
         child.close()
+    _check_dead(folder / "w", every)
+    if chance.random() < 0.5:
+        every.ledger.first_episode = len(children) * EPISODES_PER_CHILD
+        last = _Child(folder / "w", chance, every, len(children), after=every)
+        last.wait(counts)
+        survey(folder / "w", chance, counts)
+        every = last.expectation()
+        last.close()
+        counts["resumptions"] += sum(isinstance(op, Resume) for op in last.done)
+        _check_dead(folder / "w", every)
+
+
+def _check_dead(path: Path, every: Expectation) -> None:
+    """Checks a workspace whose writers are all dead, and makes what is there the model."""
+    with open_workspace(path) as workspace:
+        found = check_workspace(workspace, every)
+    check_settled(path, every)
+    adopt(every, found)
 
 
 def small_segments() -> None:
@@ -85,27 +101,34 @@ def add(every: Expectation, one: Expectation) -> None:
 
 
 class _Child:
-    """A process that carries out a workload and is killed on the way."""
+    """A process that carries out a workload and is killed on the way.
 
-    def __init__(self, path: Path, chance: random.Random, durability: str, number: int) -> None:
-        self.durability, self.first_episode = durability, number * EPISODES_PER_CHILD
+    Args:
+        after: what was there before; its episodes may go on. Those who work side by side know nothing of each other.
+    """
+
+    def __init__(
+        self, path: Path, chance: random.Random, every: Expectation, number: int, after: Expectation | None = None
+    ) -> None:
+        self.durability, self.first_episode = every.ledger.durability, number * EPISODES_PER_CHILD
+        self._after = after
+        known = {} if after is None else after.ids
         self.ops = random_ops(
             chance,
             chance.choice((3, 12, 40, 90)),
             writers=chance.choice((1, 1, 2)),
             first_writer=50 * number,
-            durability=durability,
-            annotate=number == 0,
+            durability=self.durability,
+            annotate=number == 0 or after is not None,
+            after=None if after is None else after.ledger,
+            known=known,
         )
         self.journal = Journal()
         fatal = chance.randrange(len(self.ops)) if chance.random() < 0.7 else -1
         self._delay_s = 0.0 if fatal >= 0 else chance.uniform(0.0, 0.03)
         instant = int(10 ** chance.uniform(0, 4))
-        self._pid = forked(
-            lambda: work(
-                path, self.ops, self.journal, fatal, instant, Ledger(durability, first_episode=self.first_episode)
-            )
-        )
+        ledger = Ledger(self.durability, first_episode=self.first_episode) if after is None else after.ledger
+        self._pid = forked(lambda: work(path, self.ops, self.journal, fatal, instant, ledger, known))
 
     def wait(self, counts: Counter[str]) -> None:
         """Kills the process if it does not do so itself."""
@@ -116,17 +139,32 @@ class _Child:
         counts[ended(self._pid)] += 1
 
     def expectation(self) -> Expectation:
+        entries = self.journal.read()
+        self.done = self.ops[: len(entries)]
         return expect(
-            self.ops, self.journal.read(), durability=self.durability, power=False, first_episode=self.first_episode
+            self.ops,
+            entries,
+            durability=self.durability,
+            power=False,
+            first_episode=self.first_episode,
+            after=self._after,
         )
 
     def close(self) -> None:
         self.journal.close()
 
 
-def work(path: Path, ops: Sequence[Op], journal: Journal, fatal: int, instant: int, ledger: Ledger) -> None:
+def work(
+    path: Path,
+    ops: Sequence[Op],
+    journal: Journal,
+    fatal: int,
+    instant: int,
+    ledger: Ledger,
+    known: Mapping[int, StepId],
+) -> None:
     """Carries the operations out; dies at an instruction of operation `fatal`, -1 for none."""
-    actor = Actor(open_workspace(path), ledger)
+    actor = Actor(open_workspace(path), ledger, known)
     for k, op in enumerate(ops):
         if k == fatal:
             with at_instant(instant, die):

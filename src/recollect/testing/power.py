@@ -17,7 +17,9 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from recollect.errors import ArgumentError, CorruptionError, NotFound
 from recollect.hot.files import file_system_type
@@ -28,10 +30,11 @@ from recollect.testing.actor import Actor, Journal, random_ops
 from recollect.testing.cases import Report, run_cases
 from recollect.testing.corpus import SCHEMAS
 from recollect.testing.disk import Device, Disk
+from recollect.testing.expected import Expectation, adopt, expect, require
 from recollect.testing.instants import at_instant, die
 from recollect.testing.kills import check_settled, ended, forked, small_segments
-from recollect.testing.ledger import Ledger, Op
-from recollect.testing.oracle import check_workspace, expect, require, warm_up
+from recollect.testing.ledger import Ledger, Op, Resume
+from recollect.testing.oracle import check_workspace, warm_up
 from recollect.workspace import Workspace, create_workspace, open_workspace
 
 
@@ -50,7 +53,8 @@ def run(count: int = 300, *, seed: int, first: int = 0, jobs: int = 1, folder: P
 
 
 def power_case(folder: Path, chance: random.Random, counts: Counter[str]) -> None:
-    """One cut, sometimes a second one during recovery, then everything is read."""
+    """One cut, sometimes a second one during recovery, then everything is read; sometimes all of it again, with
+    writers that go on with episodes of the dead."""
     small_segments()
     durability = chance.choice(("process", "process", "interval", "step"))
     schema = SCHEMAS[chance.choice(sorted(SCHEMAS))]()
@@ -59,69 +63,92 @@ def power_case(folder: Path, chance: random.Random, counts: Counter[str]) -> Non
     live.mkdir()
     if not creating:
         create_workspace(live / "w", schema, durability=durability).close()  # type: ignore[arg-type]
-    ops = random_ops(
-        chance,
-        chance.choice((3, 10, 30, 80)),
-        writers=chance.choice((1, 1, 2, 3)),
-        durability=durability,
-        durabilities=("process", "process", "interval", "step") if durability != "step" else ("step",),
-    )
-    journal, noted = Journal(), os.memfd_create("noted")
-    seed = chance.getrandbits(32)
-    pid = forked(
-        lambda: _work(live, schema if creating else None, ops, journal, noted, durability, random.Random(seed))
-    )
-    counts["cuts" if ended(pid) == "kills" else "cuts after the end"] += 1
-    left = cut(live, noted, folder / "left", chance)
-    made, entries = entries_of(journal, creating)
-    expectation = expect(ops, entries, durability=durability, power=True)
-    journal.close()
-    while chance.random() < 0.25:
-        left = _cut_recovery(left, chance, counts)
-    published = published_rows(left / "w", schema)
-    with rebooted(), opened(left / "w", made) as workspace:
-        if workspace is None:
-            counts["cuts before there was a workspace"] += 1
-        else:
+    before: Expectation | None = None
+    for generation in range(chance.choice((1, 1, 1, 1, 2, 3))):
+        ops = random_ops(
+            chance,
+            chance.choice((3, 10, 30, 80)),
+            writers=chance.choice((1, 1, 2, 3)),
+            first_writer=100 * generation,
+            durability=durability,
+            durabilities=("process", "process", "interval", "step") if durability != "step" else ("step",),
+            after=before.ledger if before else None,
+            known=before.ids if before else (),
+        )
+        journal, noted = Journal(), os.memfd_create("noted")
+        work = _Work(live, schema if creating else None, durability, ops, journal, noted, before)
+        seed = chance.getrandbits(32)
+        pid = forked(partial(work.carry_out, seed))
+        counts["cuts" if ended(pid) == "kills" else "cuts after the end"] += 1
+        left = cut(live, noted, folder / f"left{generation}", chance)
+        made, entries = entries_of(journal, creating)
+        expectation = expect(ops, entries, durability=durability, power=True, after=before)
+        counts["resumptions"] += sum(isinstance(op, Resume) for op in ops[: len(entries)])
+        journal.close()
+        while chance.random() < 0.25:
+            left = _cut_recovery(left, chance, counts)
+        published = published_rows(left / "w", schema)
+        with rebooted(), opened(left / "w", made) as workspace:
+            if workspace is None:
+                counts["cuts before there was a workspace"] += 1
+                return
             counts["logs cut short"] += check_reports(workspace, published)
-            check_workspace(workspace, expectation)
+            found = check_workspace(workspace, expectation)
             check_settled(left / "w", expectation)
+        adopt(expectation, found)
+        live, before, creating = left, expectation, False
 
 
-def _work(
-    live: Path,
-    schema: Schema | None,
-    ops: list[Op],
-    journal: Journal,
-    noted: int,
-    durability: str,
-    chance: random.Random,
-) -> None:
-    """Carries the operations out on the device; dies at an instruction of one of them, or after the last."""
-    device = Device(live, noted)
-    device.install()
-    fatal = chance.randrange(-1 if schema is not None else 0, len(ops) + 1)
+class _Work(NamedTuple):
+    """What a child does before its power is cut.
 
-    def act() -> int:
-        if chance.random() < 0.6:
-            die()
-        device.note_any_file(chance)
-        return int(10 ** chance.uniform(0, 3))
+    Attributes:
+        schema: of the workspace, if it is to create it; None where it is there.
+        before: what is there already.
+    """
 
-    instant = int(10 ** chance.uniform(0, 4))
-    if schema is not None:
-        with at_instant(instant, act) if fatal < 0 else contextlib.nullcontext():
-            create_workspace(live / "w", schema, durability=durability).close()  # type: ignore[arg-type]
-        journal.note(-1)
-    actor = Actor(open_workspace(live / "w"), Ledger(durability))
-    for k, op in enumerate(ops):
-        with at_instant(instant, act) if k == fatal else contextlib.nullcontext():
-            first, second = actor.do(op)
-        journal.note(k, first, second)
-        if k == fatal:
-            die()
-        if chance.random() < 0.1:
+    live: Path
+    schema: Schema | None
+    durability: str
+    ops: list[Op]
+    journal: Journal
+    noted: int
+    before: Expectation | None
+
+    def carry_out(self, seed: int) -> None:
+        """Carries the operations out on the device; dies at an instruction of one of them, or after the last."""
+        chance = random.Random(seed)
+        device = Device(self.live, self.noted)
+        device.install()
+        resumptions = [k for k, op in enumerate(self.ops) if isinstance(op, Resume)]
+        fatal = chance.randrange(-1 if self.schema is not None else 0, len(self.ops) + 1)
+        if resumptions and chance.random() < 0.3:
+            fatal = min(chance.choice(resumptions) + chance.randrange(3), len(self.ops) - 1)
+
+        def act() -> int:
+            if chance.random() < 0.6:
+                die()
             device.note_any_file(chance)
+            return int(10 ** chance.uniform(0, 3))
+
+        instant = int(10 ** chance.uniform(0, 4))
+        path = self.live / "w"
+        if self.schema is not None:
+            with at_instant(instant, act) if fatal < 0 else contextlib.nullcontext():
+                create_workspace(path, self.schema, durability=self.durability).close()  # type: ignore[arg-type]
+            self.journal.note(-1)
+        if self.before is None:
+            actor = Actor(open_workspace(path), Ledger(self.durability))
+        else:
+            actor = Actor(open_workspace(path), self.before.ledger, self.before.ids)
+        for k, op in enumerate(self.ops):
+            with at_instant(instant, act) if k == fatal else contextlib.nullcontext():
+                first, second = actor.do(op)
+            self.journal.note(k, first, second)
+            if k == fatal:
+                die()
+            if chance.random() < 0.1:
+                device.note_any_file(chance)
 
 
 def entries_of(journal: Journal, creating: bool) -> tuple[bool, list[tuple[int, int, int]]]:

@@ -15,7 +15,17 @@ from recollect.view.ids import (
     make_ids,
     merged,
 )
-from recollect.view.view import AnchorList, Anchors, Episodes, GrowingSource, Rows, Runs, Source, View
+from recollect.view.view import (
+    AnchorList,
+    Anchors,
+    Episodes,
+    GrowingSource,
+    Rows,
+    Runs,
+    Source,
+    UnboundSource,
+    View,
+)
 
 __all__ = [
     "ID_DTYPE",
@@ -37,6 +47,7 @@ __all__ = [
     "Slots",
     "Source",
     "StepId",
+    "UnboundSource",
     "View",
     "make_ids",
     "merged",

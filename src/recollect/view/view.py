@@ -262,3 +262,11 @@ class GrowingSource(Source, Protocol):
     def restore(self, marks: Sequence[Mapping[str, Any]]) -> list[View]:
         """The views that marks name; the source goes on from the last."""
         ...
+
+
+class UnboundSource(Protocol):
+    """A source whose views depend on who draws from them: a loader binds it once."""
+
+    def bind(self, *, seed: int, batch_size: int, reach: int) -> GrowingSource:
+        """The source of one loader, whose windows hold `reach` steps after the anchor."""
+        ...
