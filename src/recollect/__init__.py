@@ -40,6 +40,7 @@ _HOME = {
     "Recent": "samplers",
     "Reservoir": "samplers",
     "Schema": "schema",
+    "Sequence": "samplers",
     "Snapshot": "promote.snapshot",
     "Step": "recall.results",
     "StepId": "view",
@@ -68,7 +69,17 @@ if TYPE_CHECKING:
     from recollect.loader import Batch, Loader
     from recollect.promote.snapshot import Snapshot
     from recollect.recall.results import EpisodeRecord, Hits, Step
-    from recollect.samplers import Linear, Mixture, Prioritized, Receipt, Recent, Reservoir, Stratified, Uniform
+    from recollect.samplers import (
+        Linear,
+        Mixture,
+        Prioritized,
+        Receipt,
+        Recent,
+        Reservoir,
+        Sequence,
+        Stratified,
+        Uniform,
+    )
     from recollect.schema import Embedding, Frames, Json, Ragged, Schema, Tensor, Text
     from recollect.transforms import NStep
     from recollect.view import Cut, EpisodeKey, Extent, StepId, View
@@ -103,6 +114,7 @@ __all__ = [
     "Recent",
     "Reservoir",
     "Schema",
+    "Sequence",
     "Snapshot",
     "Step",
     "StepId",

@@ -15,7 +15,7 @@ from recollect.loader.outputs import Kind, choose
 from recollect.loader.plan import BatchPlan
 from recollect.records.part import part_of
 from recollect.records.rows import PackedRows
-from recollect.samplers import Cursor, Draw, Receipt, Sampler, Uniform, feedback_of
+from recollect.samplers import Cursor, Draw, Receipt, Sampler, Span, Uniform, feedback_of, steps_of
 from recollect.transforms import NStep, Transform
 from recollect.view import Cut, GrowingSource, Ids, Slots, Source, UnboundSource, View
 
@@ -200,6 +200,15 @@ class Loader:
         sizes = [n] * batches if draw.sizes is None else list(draw.sizes)
         rows, output = _packed(view), self._output
         plan = self._plan = self._plan.in_layout(rows.layout, self._fields)
+        padding, length = None, 1
+        if draw.span is not None:
+            if plan.heap:
+                raise ArgumentError("sequences hold fields of fixed shape", remedy="Leave text and ragged fields out")
+            # Rows are read where there is no step too, and blanked: everything below works on steps that are there.
+            slots, length = steps_of(view, keys, draw.span).slots, draw.span.length
+            padding = slots.reshape(-1) < 0
+            keys = np.where(slots < 0, keys[:, None], slots).reshape(-1)
+            sizes = [size * length for size in sizes]
         reads = plan.reads(view, keys)
         arena = output.arena(plan.gather.sized(len(keys))[2])
         rows.gather_into(plan.gather, plan.matrix(view, reads), output.host(arena))
@@ -211,8 +220,13 @@ class Loader:
             for transform in plan.transforms:
                 data = transform.apply(data, windows, reads, plan.schema)
             made = {name: a for name, a in data.items() if host.get(name) is not a}
+        if padding is not None:
+            for array in (*plan.gather.arrays(output.host(arena), len(keys)).values(), *made.values()):
+                array[padding] = 0
+            blank = np.where(padding, -1, reads.anchors), np.where(padding, -1, reads.following)
+            reads = reads._replace(anchors=blank[0], following=blank[1])
         each, lists = self._variable(rows, keys, reads.following, sizes) if plan.heap else ({}, {})
-        return Chunk(draw, reads, sizes, plan.gather, output, rows, output.finish(arena), made, each, lists)
+        return Chunk(draw, reads, sizes, plan.gather, output, rows, output.finish(arena), made, each, lists, length)
 
     def _variable(
         self, rows: PackedRows, keys: Slots, following: Slots, sizes: list[int]
@@ -238,7 +252,8 @@ class Loader:
 
         Args:
             ids: `[B]` StepIds, as `batch.ids`.
-            signal: `[B]` non-negative numbers, an array or a tensor; of equal ids the last one counts.
+            signal: `[B]` (`[B, T]` of sequences) non-negative numbers, an array or a tensor; of equal ids the last
+                one counts.
 
         Returns:
             How many reached a row that may be drawn, and how many were of rows that this loader does not hold, or no
@@ -432,6 +447,7 @@ def _draw_state(draw: Draw, view: int) -> dict[str, Any]:
         "step": draw.step,
         "view": view,
         "keys": draw.keys[0].tolist(),
+        "span": None if draw.span is None else list(draw.span),
         "probability": np.broadcast_to(draw.probability, draw.keys.shape)[0].tolist(),
         "weight": np.broadcast_to(draw.weight, draw.keys.shape)[0].tolist(),
     }
@@ -439,4 +455,5 @@ def _draw_state(draw: Draw, view: int) -> dict[str, Any]:
 
 def _draw_from(state: Mapping[str, Any]) -> Draw:
     keys = np.array([state["keys"]], np.int64)
-    return Draw(state["step"], keys, np.array([state["probability"]]), np.array([state["weight"]]))
+    span = None if state["span"] is None else Span(*state["span"])
+    return Draw(state["step"], keys, np.array([state["probability"]]), np.array([state["weight"]]), span=span)

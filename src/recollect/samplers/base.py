@@ -31,6 +31,27 @@ class Receipt(NamedTuple):
         return Receipt(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+class Span(NamedTuple):
+    """The steps that belong to one key of a sequence.
+
+    Attributes:
+        before: steps before the key: burn-in.
+        trained: the key and the trained steps after it.
+        after: steps behind those, to bootstrap from.
+        pad: the side on which shorter sequences are padded, `left` or `right`.
+    """
+
+    before: int
+    trained: int
+    after: int
+    pad: str
+
+    @property
+    def length(self) -> int:
+        """T, steps in all."""
+        return self.before + self.trained + self.after
+
+
 class Draw(NamedTuple):
     """Rows drawn for one or several batches: never tensors.
 
@@ -41,6 +62,7 @@ class Draw(NamedTuple):
         probability: `[batches, n]` float64, the raw chance of each key over the whole view; a scalar array when equal.
         weight: like `probability`: importance weights.
         sizes: `[batches]` keys that count, None when all do.
+        span: the steps around each key, None outside sequences.
     """
 
     step: int
@@ -48,6 +70,7 @@ class Draw(NamedTuple):
     probability: F64
     weight: F64
     sizes: tuple[int, ...] | None = None
+    span: Span | None = None
 
 
 class Sampler(Protocol):
@@ -116,7 +139,7 @@ class Feedback(Protocol):
 
         Args:
             keys: `[B]` slots; -1 is unknown.
-            signal: `[B]`.
+            signal: `[B]`, or `[B, T]` under `Sequence`.
         """
         ...
 

@@ -12,6 +12,7 @@ from recollect.errors import ArgumentError
 from recollect.samplers.base import Cursor, Draw, Feedback, Receipt, Sampler, State, feedback_of
 from recollect.samplers.quotas import Quotas
 from recollect.samplers.schedules import Number, checked, plain, value_at
+from recollect.samplers.sequence import Sequence
 from recollect.samplers.streams import derived
 from recollect.view import F64, I64, Slots, View
 
@@ -55,6 +56,8 @@ class Mixture:
                 raise ArgumentError(
                     f"part {name!r} is a share and a sampler", value=part, remedy="Write (0.5, Uniform())"
                 )
+            if isinstance(part[1], Sequence):
+                raise ArgumentError("a mixture draws single steps", value=part[1], remedy="Use a loader each")
             checked(f"the share of {name!r}", part[0])
             out.append((name, part[0], part[1]))
         object.__setattr__(self, "parts", tuple(out))
