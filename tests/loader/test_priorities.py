@@ -140,3 +140,33 @@ def _turn_of_those_here(loader: rc.Loader) -> Any:
         receipt = loader.update_priorities(batch.ids, _signal(batch))
         assert receipt.applied + receipt.unknown == len(batch)
     return batch_bits(batch), receipt
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_loaders_resume_around_an_advance_bit_for_bit(name: str, lag: int, tmp_path: Path) -> None:
+    with rc.create_workspace("w", PLAIN) as ws:
+        views = []
+        for k in range(2):
+            write(ws, 30, first=30 * k)
+            ws.snapshot(tmp_path / "buffer", tag=f"v{k}")
+            views.append(rc.open_buffer(tmp_path / "buffer").at(f"v{k}"))
+
+    def make(view: rc.View) -> rc.Loader:
+        return rc.Loader(view, SAMPLERS[name], batch_size=8, seed=4, lag=lag, output="numpy")
+
+    def turns(loader: rc.Loader, count: int) -> list[Any]:
+        return [_turn(loader) for _ in range(count)]
+
+    whole = make(views[0])
+    want = turns(whole, 2)
+    whole.advance(views[1])
+    want += turns(whole, 8)
+    loader = make(views[0])
+    assert turns(loader, 2) == want[:2]
+    loader.advance(views[1])
+    for position in range(2, 8):
+        resumed = make(views[1])
+        resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+        assert turns(resumed, 2) == want[position : position + 2], position
+        assert _turn(loader) == want[position]

@@ -13,9 +13,10 @@ from recollect.errors import ArgumentError
 from recollect.loader.batch import Batch, Chunk
 from recollect.loader.outputs import Kind, choose
 from recollect.loader.plan import BatchPlan
+from recollect.loader.undelivered import draw_from, draw_state
 from recollect.records.part import part_of
 from recollect.records.rows import PackedRows
-from recollect.samplers import Cursor, Draw, Receipt, Sampler, Span, Uniform, feedback_of, steps_of
+from recollect.samplers import Cursor, Draw, Receipt, Sampler, Uniform, feedback_of, steps_of
 from recollect.transforms import NStep, Transform
 from recollect.view import Cut, GrowingSource, Ids, Slots, Source, UnboundSource, View
 
@@ -319,14 +320,14 @@ class Loader:
             ],
             "cursor": dict(self._cursor.state()),
             "cursor_view": place.get(id(self.view), 0),
-            "undelivered": [_draw_state(d, place[id(v)]) for d, v in self._queue],
+            "undelivered": [draw_state(d, place[id(v)]) for d, v in self._queue],
         }
 
     def _needed_views(self) -> list[tuple[int, View]]:
         """The views that batches still to come are drawn from, or were, and the first batch of each."""
         if self._source is None:
             first = max(k for k, (start, _) in enumerate(self._segments) if start <= self._delivered or k == 0)
-            return self._segments[first:]
+            return self._segments[min(first, self._segment) :]  # the cursor's own, which it may yet grow from
         drawn = {id(view): (draw.step, view) for draw, view in reversed(self._queue)}
         order = dict.fromkeys(id(view) for _, view in self._queue)
         older = [drawn[i] for i in order if i != id(self.view)]
@@ -354,7 +355,7 @@ class Loader:
         self._segment = int(state["cursor_view"])
         self._delivered = int(state["step"])
         self._chunk = None
-        self._queue = deque((_draw_from(d), self._segments[d["view"]][1]) for d in state["undelivered"])
+        self._queue = deque((draw_from(d), self._segments[d["view"]][1]) for d in state["undelivered"])
         self._cursor = self._bind(self.view, state["cursor"])
 
     def _views_of(self, marks: Sequence[Mapping[str, Any]]) -> list[View]:
@@ -440,20 +441,3 @@ def _checked(transforms: Sequence[Transform]) -> tuple[Transform, ...]:
 def _packed(view: View) -> PackedRows:
     assert isinstance(view.rows, PackedRows)
     return view.rows
-
-
-def _draw_state(draw: Draw, view: int) -> dict[str, Any]:
-    return {
-        "step": draw.step,
-        "view": view,
-        "keys": draw.keys[0].tolist(),
-        "span": None if draw.span is None else list(draw.span),
-        "probability": np.broadcast_to(draw.probability, draw.keys.shape)[0].tolist(),
-        "weight": np.broadcast_to(draw.weight, draw.keys.shape)[0].tolist(),
-    }
-
-
-def _draw_from(state: Mapping[str, Any]) -> Draw:
-    keys = np.array([state["keys"]], np.int64)
-    span = None if state["span"] is None else Span(*state["span"])
-    return Draw(state["step"], keys, np.array([state["probability"]]), np.array([state["weight"]]), span=span)
