@@ -13,7 +13,8 @@ remedy. The text is one line: what is wrong, the value, what to do about it.
     ├── AlreadyExists (ValueError)          a name that is taken
     ├── WriterError (RuntimeError)          a writer that may not write: closed, forked, poisoned
     ├── StoreError (OSError)                a location that cannot be reached, read or written
-    │   └── DiskFull                        no room for what was to be written
+    │   ├── DiskFull                        no room for what was to be written
+    │   └── StoreUnavailable                a store or network that failed for too long; run it again
     ├── CorruptionError (ValueError)        stored bytes that fail their checks
     ├── ConflictError (RuntimeError)        others committed first, more often than we were willing to retry
     └── MissingDependency (ImportError)     an optional package that is not installed
@@ -37,6 +38,7 @@ __all__ = [
     "SchemaError",
     "SchemaMismatch",
     "StoreError",
+    "StoreUnavailable",
     "WriterError",
 ]
 
@@ -121,6 +123,11 @@ class StoreError(RecollectError, OSError):
 class DiskFull(StoreError):
     kind = "disk_full"
     exit_code = 8
+
+
+class StoreUnavailable(StoreError):
+    kind = "store_unavailable"
+    exit_code = 7
 
 
 class CorruptionError(RecollectError, ValueError):

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
-from recollect.cli.options import Json
+from recollect.cli.options import Json, StorageOptions, location, storage_options
 from recollect.cli.output import Output, size
 
 
-def doctor(context: typer.Context, json: Json = False) -> None:
+def doctor(
+    context: typer.Context,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="Check a replay buffer's location too: credentials, rights, conditional put. Writes a few bytes.",
+            show_default=False,
+        ),
+    ] = None,
+    storage_option: StorageOptions = None,
+    json: Json = False,
+) -> None:
     """Check this machine: versions, places, file systems, compiler. Exits with 1 when a check fails."""
     from recollect.cli import checks
+    from recollect.cli.stores import check_store
 
     out = Output(context, json)
     home, cache = checks.places()
@@ -29,6 +43,8 @@ def doctor(context: typer.Context, json: Json = False) -> None:
         checks.store(),
         checks.populate(),
     ]
+    if store is not None:
+        results += check_store(location(store), storage_options(storage_option))
     fine = all(c.level != "failed" for c in results)
     versions = checks.versions()
     if out.json:

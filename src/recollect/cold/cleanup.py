@@ -25,9 +25,9 @@ import pyarrow.compute as pc
 
 from recollect.cold.commit import commit, delete
 from recollect.cold.dataset import Datasets
+from recollect.cold.faults import store_errors
 from recollect.cold.history import FOLDER
 from recollect.cold.leases import Leases
-from recollect.cold.location import store_errors
 from recollect.cold.pins import CLEANUP, pins, remove_tag
 from recollect.errors import ArgumentError, ConflictError
 

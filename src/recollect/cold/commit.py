@@ -12,7 +12,9 @@ import pyarrow as pa
 from lance.fragment import write_fragments
 
 from recollect.cold.durable import sync_commit, sync_files, sync_tree
-from recollect.cold.location import Location, store_errors
+from recollect.cold.faults import store_errors
+from recollect.cold.location import Location
+from recollect.cold.probe import require_conditional_put
 from recollect.cold.torn import open_whole
 
 FILE_FORMAT = "2.2"
@@ -23,6 +25,7 @@ def stage(
     location: Location, name: str, batches: Iterable[Any], schema: Any, *, max_rows: int = MAX_FILE_ROWS
 ) -> list[Any]:
     """Writes rows as data files of a dataset that no version names yet; returns their fragments."""
+    require_conditional_put(location)
     with store_errors("writing to", location):
         reader = pa.RecordBatchReader.from_batches(schema, iter(batches))
         fragments: list[Any] = write_fragments(
@@ -47,6 +50,7 @@ def commit(location: Location, name: str, operation: Any, read_version: int, *, 
         ConflictError: another commit that this one excludes came first; nothing of ours landed.
         StoreError: the outcome is unknown.
     """
+    require_conditional_put(location)
     transaction = lance.Transaction(read_version, operation, str(uuid.uuid4()))
     with store_errors("committing to", location):
         landed = lance.LanceDataset.commit(

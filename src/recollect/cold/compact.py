@@ -19,8 +19,9 @@ import lance
 
 from recollect.cold.commit import commit, stage
 from recollect.cold.dataset import Datasets
+from recollect.cold.faults import store_errors
 from recollect.cold.leases import Leases
-from recollect.cold.location import Location, store_errors
+from recollect.cold.location import Location
 from recollect.errors import ConflictError
 
 GROWTH = 4

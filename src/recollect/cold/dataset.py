@@ -26,9 +26,11 @@ from lance.schema import LanceSchema
 from recollect.cold import torn
 from recollect.cold.commit import MAX_FILE_ROWS, append, commit, stage
 from recollect.cold.durable import manifest_path, sync_files, sync_tree, version_number
+from recollect.cold.faults import store_errors
 from recollect.cold.fold import Promotion
 from recollect.cold.history import FOLDER, History, Records
-from recollect.cold.location import Location, store_errors
+from recollect.cold.location import Location
+from recollect.cold.probe import require_conditional_put
 from recollect.errors import ConflictError, CorruptionError, NotFound, SchemaMismatch
 from recollect.schema import Schema
 from recollect.schema.arrow import arrow_schema
@@ -97,6 +99,7 @@ class Datasets:
         )
         tails = arrow_schema(schema, observations_only=True)
         tails = tails.insert(0, FACTS.field("stage")).insert(1, FACTS.field("staged"))
+        require_conditional_put(location)
         with store_errors("creating buffer", location):
             if location.is_local:
                 Path(location.child(FOLDER)).mkdir(parents=True, exist_ok=True)
@@ -193,6 +196,7 @@ class Datasets:
 
     def create_tag(self, tag: str, version: int) -> bool:
         """Names a version; False when the tag was there already, on any version."""
+        require_conditional_put(self.location)
         with store_errors("tagging", self.location):
             try:
                 self.steps.tags.create(tag, version)

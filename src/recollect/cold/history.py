@@ -25,8 +25,9 @@ from lance.file import LanceFileSession
 
 from recollect.cold.commit import FILE_FORMAT
 from recollect.cold.durable import sync_files
+from recollect.cold.faults import store_errors
 from recollect.cold.fold import FOLDED_KEYS, Fold, Promotion, cut_of, fold, stages_of, weight
-from recollect.cold.location import Location, store_errors
+from recollect.cold.location import Location
 from recollect.errors import CorruptionError, NotFound, StoreError
 from recollect.view import Cut, Extent
 

@@ -16,7 +16,8 @@ from typing import Any
 import lance
 
 from recollect.cold.commit import commit
-from recollect.cold.location import Location, store_errors
+from recollect.cold.faults import store_errors
+from recollect.cold.location import Location
 from recollect.cold.torn import open_whole
 from recollect.errors import ConflictError
 

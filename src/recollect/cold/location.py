@@ -1,17 +1,25 @@
-"""Where a buffer lies, and what the store's own errors mean."""
+"""Where a buffer lies, and what a client of its store has to be told."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from recollect.errors import ArgumentError, ConflictError, DiskFull, NotFound, RecollectError, StoreError
+from recollect.cold import aws, azure, google
+from recollect.cold.account import Account, require_reachable
+from recollect.errors import ArgumentError, StoreError
 
 SCHEMES = ("s3", "gs", "az", "memory")
-_DEFAULTS = {"client_max_retries": "3", "client_retry_timeout": "30", "connect_timeout": "10 seconds"}
+PATIENCE: Mapping[str, str] = {
+    "client_max_retries": "5",
+    "client_retry_timeout": "10",
+    "connect_timeout": "5 seconds",
+    "lance_aimd_max_retries": "1",
+}
+"""How long one request is tried again: with jitter, up to 10 s, and once more where the store asked for less."""
 
 
 class Location:
@@ -19,10 +27,12 @@ class Location:
 
     Args:
         text: a path, `file://…`, `s3://…`, `gs://…` or `az://…`.
-        options: storage options of the object store (endpoint, credentials, region); see the lance documentation.
+        options: storage options of the object store (endpoint, credentials, region); what is not among them is looked
+            up where the store's own command line finds it. `aws_profile` chooses a profile.
 
     Raises:
         StoreError: a scheme that is not supported.
+        ArgumentError: an empty text, or one that carries a password or a query.
     """
 
     def __init__(self, text: str | os.PathLike[str], options: Mapping[str, str] | None = None) -> None:
@@ -36,66 +46,71 @@ class Location:
             self.uri = str(Path("/" + rest.lstrip("/")))
         elif scheme in SCHEMES:
             self.uri = given.rstrip("/")
+            _require_plain(self.uri)
         else:
             raise StoreError(
                 f"no store for {scheme}://", value=given, remedy="Use a path, file://, s3://, gs:// or az://"
             )
         self.is_local = "://" not in self.uri
-        self.options: dict[str, str] | None = None
-        if not self.is_local:
-            self.options = {**_DEFAULTS, **{str(k): str(v) for k, v in (options or {}).items()}}
+        self._given = {str(k): str(v) for k, v in (options or {}).items()}
+        self._account: Account | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def account(self) -> Account | None:
+        """Endpoint and credentials, looked up when first asked for; None where the store needs none.
+
+        Raises:
+            StoreError: no credentials were found, or nobody listens at the endpoint.
+        """
+        if self.is_local or self.uri.startswith("memory://"):
+            return None
+        scheme, container, _ = self.parts
+        with self._lock:
+            if self._account is None:
+                if scheme == "s3":
+                    found = aws.resolve(container, self._given)
+                elif scheme == "az":
+                    found = azure.resolve(self._given)
+                else:
+                    found = google.resolve(self._given)
+                if found.endpoint:
+                    require_reachable(found.endpoint)
+                self._account = found
+            return self._account
+
+    @property
+    def options(self) -> dict[str, str] | None:
+        """Storage options for lance, None for a local folder. Raises as `account` does."""
+        if self.is_local:
+            return None
+        account = self.account
+        return {**PATIENCE, **(self._given if account is None else account.options)}
+
+    @property
+    def parts(self) -> tuple[str, str, str]:
+        """Scheme, bucket or container, and the name in it, without slashes at its ends; of an object store only."""
+        split = urlsplit(self.uri)
+        return split.scheme, split.netloc.partition("@")[0], split.path.strip("/")
 
     def child(self, name: str) -> str:
         return f"{self.uri}/{name}"
+
+    def scrub(self, text: str) -> str:
+        """A text without the secrets that it might quote."""
+        return text if self._account is None else self._account.scrub(text)
 
     def __repr__(self) -> str:
         return self.uri
 
 
-@contextlib.contextmanager
-def store_errors(doing: str, location: Location) -> Iterator[None]:
-    """Turns what lance raises into our errors, keeping its first sentence."""
-    try:
-        yield
-    except RecollectError:
-        raise
-    except Exception as e:
-        name = type(e).__name__
-        if name == "CommitConflictError":
-            raise ConflictError(f"{doing} {location.uri!r}: others committed first") from e
-        if not isinstance(e, OSError | ValueError | RuntimeError):
-            raise
-        raise translate(doing, location, e) from e
-
-
-def translate(doing: str, location: Location, error: Exception) -> RecollectError:
-    """The recollect error for one of the store's."""
-    text = _short(str(error))
-    lower = str(error).lower()
-    what = f"{doing} {location.uri!r} failed"
-    if "no space left" in lower or "os error 28" in lower:
-        return DiskFull(f"{what}: no space left on the device", remedy="Free some space and run it again")
-    if "was not found" in lower or ("does not exist" in lower and "bucket" not in lower):
-        return NotFound(f"{what}: nothing there", remedy="Check the location; a snapshot creates the buffer")
-    if "nosuchbucket" in lower or "bucket does not exist" in lower:
-        return StoreError(f"{what}: no such bucket", remedy="Create the bucket first")
-    if any(w in lower for w in ("accessdenied", "forbidden", "permission denied", "unauthorized", "invalidaccesskey")):
-        remedy = "Check the rights on the folder" if location.is_local else "Check credentials and their rights"
-        return StoreError(f"{what}: permission denied", remedy=remedy)
-    if "expiredtoken" in lower or "expired" in lower:
-        return StoreError(f"{what}: the credentials have expired", remedy="Renew them")
-    if location.uri.startswith("s3://") and ("builder error" in lower or "resolve region" in lower):
-        return StoreError(
-            f"{what}: {text}",
-            remedy="Pass storage options (or AWS_REGION): aws_region, and for an http endpoint aws_endpoint and "
-            "aws_allow_http=true",
+def _require_plain(uri: str) -> None:
+    """Raises ArgumentError for a URI that could carry a secret: locations are written down, secrets are not."""
+    parts = urlsplit(uri)
+    if ":" in parts.netloc or parts.query or parts.fragment or ("@" in parts.netloc and parts.scheme != "az"):
+        raise ArgumentError(
+            f"a {parts.scheme}:// location is {parts.scheme}://bucket/name, with no user, password, port or query",
+            remedy="Pass endpoint and credentials as storage options or in the environment",
         )
-    if any(w in lower for w in ("connect", "timed out", "dns", "retries", "error sending request")):
-        return StoreError(f"{what}: the store cannot be reached ({text})", remedy="Check endpoint and network")
-    return StoreError(f"{what}: {text}", remedy="Check that the location exists and may be written")
-
-
-def _short(text: str) -> str:
-    text = re.sub(r",? ?/?(?:[\w.@-]+/)+[\w.-]+\.rs:\d+:\d+", "", text)
-    text = " ".join(text.split())
-    return text if len(text) <= 400 else f"{text[:150]} ... {text[-250:]}"
+    if not parts.netloc and parts.scheme != "memory":
+        raise ArgumentError("the location names no bucket", value=uri, remedy=f"Write {parts.scheme}://bucket/name")

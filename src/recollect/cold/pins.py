@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any
 
 from recollect.cold.dataset import PIN_PREFIX, Datasets
+from recollect.cold.faults import store_errors
 from recollect.cold.leases import Leases
-from recollect.cold.location import store_errors
 from recollect.errors import ConflictError, NotFound
 
 CLEANUP = "cleanup"

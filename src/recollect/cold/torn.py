@@ -14,7 +14,8 @@ from typing import Any
 import lance
 
 from recollect.cold.durable import sync_files, version_number
-from recollect.cold.location import Location, store_errors
+from recollect.cold.faults import store_errors
+from recollect.cold.location import Location
 from recollect.errors import ArgumentError, CorruptionError
 
 DATASETS = ("steps", "facts", "tails")

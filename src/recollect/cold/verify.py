@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recollect.cold.dataset import Datasets
+from recollect.cold.faults import store_errors
 from recollect.cold.history import History
-from recollect.cold.location import store_errors
 from recollect.errors import CorruptionError, NotFound, RecollectError, StoreError
 from recollect.view import Cut
 

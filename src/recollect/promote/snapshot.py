@@ -24,10 +24,11 @@ import pyarrow as pa
 from recollect.cold.arrow import to_batches
 from recollect.cold.compact import full_rows
 from recollect.cold.dataset import FACTS, Datasets
+from recollect.cold.faults import Backoff, persist
 from recollect.cold.fold import Promotion
 from recollect.cold.history import History
 from recollect.cold.location import Location
-from recollect.errors import AlreadyExists, ConflictError, NotFound, StoreError
+from recollect.errors import AlreadyExists, ConflictError, NotFound, StoreError, StoreUnavailable
 from recollect.hot.files import locked
 from recollect.hot.store import HotStore
 from recollect.promote.plan import Mark, Plan, missing, plan, watermark
@@ -131,6 +132,7 @@ class _Promotion:
         self.layout: Layout  # the newest when the cut was taken: the schema may evolve meanwhile
         self.progress, self.started = progress, started
         self.created = False
+        self.staged: tuple[Plan, list[Any], str, list[str], Statistics] | None = None
         self.staged_at = 0.0
         self.attempts: dict[str, tuple[int, Plan]] = {}
         """Promotion id → (base version, what it holds), of every commit tried: a refusal may echo our own success."""
@@ -145,7 +147,14 @@ class _Promotion:
         if data is None:
             return nothing_to_promote(self.location)
         self.data = data
-        staged: tuple[Plan, list[Any], str, list[str], Statistics] | None = None
+        backoff = Backoff()
+        while True:
+            try:
+                return self._promote(data, cut)
+            except StoreUnavailable as e:
+                backoff.wait(e)  # what came of it is unknown: the next round looks first
+
+    def _promote(self, data: Datasets, cut: Cut) -> Snapshot:
         for attempt in range(ATTEMPTS):
             data.refresh()
             base = data.steps
@@ -166,12 +175,12 @@ class _Promotion:
             tagged = self._tagged_version(data, todo)
             if todo.is_empty:
                 return self._nothing_new(data, chain, cut, tagged)
-            if staged is not None and time.monotonic() - self.staged_at > STAGE_LIFETIME_S:
-                staged = None  # whoever cleans up may have taken the files for abandoned
-            if staged is None or staged[0] != todo:
+            if self.staged is not None and time.monotonic() - self.staged_at > STAGE_LIFETIME_S:
+                self.staged = None  # whoever cleans up may have taken the files for abandoned
+            if self.staged is None or self.staged[0] != todo:
                 self.staged_at = time.monotonic()
-                staged = (todo, *self._stage(data, todo))
-            version = self._commit(data, base, history, staged)
+                self.staged = (todo, *self._stage(data, todo))
+            version = self._commit(data, base, history, self.staged)
             if version is not None:
                 self._tag(data, version)
                 total = (chain[-1].total_rows if chain else 0) + todo.rows
@@ -198,11 +207,11 @@ class _Promotion:
     def _open(self, *, create: bool) -> Datasets | None:
         """The buffer, created where there is none and something to put into it."""
         try:
-            data = Datasets.open_(self.location)
+            data = persist(lambda: Datasets.open_(self.location))
         except NotFound:
             if not create:
                 return None
-            data = Datasets.create(self.location, self.layout.schema)
+            data = persist(lambda: Datasets.create(self.location, self.layout.schema))
             self.created = True
         what = f"buffer {self.location.uri!r}"
         if data.schema.evolves_to(self.layout.schema):
