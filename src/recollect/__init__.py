@@ -30,13 +30,21 @@ _HOME = {
     "Hits": "recall.results",
     "Json": "schema",
     "Keep": "hot.keep",
+    "Linear": "samplers",
     "Loader": "loader",
+    "Mixture": "samplers",
     "NStep": "transforms",
+    "Prioritized": "samplers",
     "Ragged": "schema",
+    "Receipt": "samplers",
+    "Recent": "samplers",
+    "Reservoir": "samplers",
     "Schema": "schema",
+    "Sequence": "samplers",
     "Snapshot": "promote.snapshot",
     "Step": "recall.results",
     "StepId": "view",
+    "Stratified": "samplers",
     "Tensor": "schema",
     "Text": "schema",
     "Uniform": "samplers",
@@ -62,7 +70,17 @@ if TYPE_CHECKING:
     from recollect.opening import create_workspace, delete_workspace, list_workspaces, open_workspace
     from recollect.promote.snapshot import Snapshot
     from recollect.recall.results import EpisodeRecord, Hits, Step
-    from recollect.samplers import Uniform
+    from recollect.samplers import (
+        Linear,
+        Mixture,
+        Prioritized,
+        Receipt,
+        Recent,
+        Reservoir,
+        Sequence,
+        Stratified,
+        Uniform,
+    )
     from recollect.schema import Embedding, Frames, Json, Ragged, Schema, Tensor, Text
     from recollect.transforms import NStep
     from recollect.view import Cut, EpisodeKey, Extent, StepId, View
@@ -81,13 +99,21 @@ __all__ = [
     "Hits",
     "Json",
     "Keep",
+    "Linear",
     "Loader",
+    "Mixture",
     "NStep",
+    "Prioritized",
     "Ragged",
+    "Receipt",
+    "Recent",
+    "Reservoir",
     "Schema",
+    "Sequence",
     "Snapshot",
     "Step",
     "StepId",
+    "Stratified",
     "Tensor",
     "Text",
     "Uniform",
