@@ -79,7 +79,7 @@ def test_an_episode_that_lost_its_newest_steps_does_not_go_on(ws: rc.Workspace, 
     _evict(ws)
     assert _steps(ws, key) == left
     for handle in (ws, rc.open_workspace("w")):
-        with handle.writer() as writer, pytest.raises(errors.EpisodeError, match="evicted.*another attempt"):
+        with handle.writer() as writer, pytest.raises(errors.EpisodeError, match=r"evicted.*another attempt"):
             writer.resume_episode(key)
     assert _steps(ws, key) == left
 

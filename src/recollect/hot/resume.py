@@ -9,6 +9,7 @@ after. Nor does it go on where its newest steps were evicted: those that are lef
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from recollect.errors import EpisodeError, StoreError
 from recollect.hot.evicted import Evicted, read_evicted
-from recollect.hot.files import is_locked, sync_file
+from recollect.hot.files import is_locked, os_errors, sync_file, sync_folder
 from recollect.hot.recover import recover
 from recollect.records.block import Block
 from recollect.records.heads import deepest_stack
@@ -90,12 +91,7 @@ def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoin
     stops = {e.writer: e.stop for e in cut.extents}
     for log in (store.logs[w] for w in concerned if w in store.logs):
         if not log.sealed:
-            for path in (*log.folder.glob("*.seg"), *log.folder.glob("*.tails")):
-                try:
-                    sync_file(path)
-                except StoreError:
-                    if path.exists():  # otherwise it was evicted meanwhile
-                        raise
+            _flush(log.folder)
     return ResumePoint(
         key,
         None if known.get("id") is None else str(known["id"]),
@@ -106,6 +102,20 @@ def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoin
         tuple((w, stops[w]) for w in concerned if w in stops),
         1 + max((r.turn for found in turns.values() for r in found), default=0),
     )
+
+
+def _flush(folder: Path) -> None:
+    """Makes a log durable as far as it is there: its writer may close it meanwhile, and an eviction take it."""
+    for path in (*folder.glob("*.seg"), *folder.glob("*.tails"), folder):
+        try:
+            if path is folder:
+                with os_errors("syncing", folder):
+                    sync_folder(folder)  # a file that nobody has synced yet may have no name after a power cut
+            else:
+                sync_file(path)
+        except StoreError:
+            if path.exists():
+                raise
 
 
 def _settle(store: HotStore, key: EpisodeKey) -> tuple[Cut, tuple[Extent, ...], list[_Row]]:
