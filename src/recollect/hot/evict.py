@@ -1,8 +1,8 @@
 """One eviction: what may go is chosen, noted durably, and only then unlinked.
 
-Order of work, killed anywhere (design/0010): `evicted.json`, how far resumed episodes had got → `first.json` of each log
-that loses segments → `evicted.json`, at which readers look → unlinking. What a killed eviction left behind is removed by the next one. Evictions of one workspace
-take turns by a lock that nobody waits for.
+Order of work, killed anywhere (design/0010): `evicted.json`, how far resumed episodes had got → `first.json` of each
+log that loses segments → `evicted.json`, at which readers look → unlinking. What a killed eviction left behind is
+removed by the next one. Evictions of one workspace take turns by a lock that nobody waits for.
 """
 
 from __future__ import annotations
@@ -214,8 +214,8 @@ class _Pass:
         return out
 
     def _still_resumed(self, log: WriterLog) -> tuple[Resumption, ...]:
-        """The resumptions noted in what goes, of episodes that keep a row or may still get one here. Those of an episode
-        whose end went from here explain no row any more."""
+        """The resumptions noted in what goes, of episodes that keep a row or may still get one here. Those of an
+        episode whose end went from here explain no row any more."""
         over = self.over[log.writer]
         facts = log.read_facts(self.stops[log.writer][1])
         gone = {f.episode for f in facts if f.seq >= log.first.fact} | {r.key for r in log.first.resumed}

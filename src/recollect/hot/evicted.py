@@ -2,8 +2,8 @@
 
     <workspace>/evicted.json    replaced after each eviction; a changed file tells readers to look where logs begin
 
-It sums up the logs that went whole, since a writer per episode would otherwise leave a note per episode, and says how far
-episodes had got that kept older steps only, so that nobody goes on with one where an older writer had left it
+It sums up the logs that went whole, since a writer per episode would otherwise leave a note per episode, and says how
+far episodes had got that kept older steps only, so that nobody goes on with one where an older writer had left it
 (design/0010).
 """
 
@@ -31,8 +31,8 @@ class Evicted:
         writers, rows, facts: what they held.
         dropped_rows, dropped_facts: how much of it the home buffer did not hold.
         leaving: writers that are in the sums and whose folders may still be there.
-        reached: episode → how many steps it has had at least: one more than the highest index that went. Of episodes that
-            were resumed, and keep a row or may be taken for new ones.
+        reached: episode → how many steps it has had at least: one more than the highest index that went. Of episodes
+            that were resumed, and keep a row or may be taken for new ones.
     """
 
     generation: int = 0

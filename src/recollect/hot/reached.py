@@ -1,9 +1,9 @@
 """How far an episode had got whose newest steps were evicted.
 
 Eviction goes log by log, so an episode that was resumed may lose its newest steps and keep older ones, in the log of a
-writer that had left it before. Then the rows that are left do not say which step comes next, and the indices that went may
-be in a buffer. So the highest one that went is noted before it goes, for as long as anybody could go on with the episode
-(design/0010).
+writer that had left it before. Then the rows that are left do not say which step comes next, and the indices that went
+may be in a buffer. So the highest one that went is noted before it goes, for as long as anybody could go on with the
+episode (design/0010).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def highest(
 def still_needed(
     reached: Mapping[EpisodeKey, int], alive: Collection[EpisodeKey], logs: Mapping[int, First]
 ) -> dict[EpisodeKey, int]:
-    """Those of episodes that keep a row, and of those that would pass for one that never had any: its opener wrote none,
-    and its log is there.
+    """Those of episodes that keep a row, and of those that would pass for one that never had any: its opener wrote
+    none, and its log is there.
 
     Args:
         alive: episodes that keep a row; `logs` writer → where its log will begin, of the logs that will be left.

@@ -3,7 +3,7 @@
 The failure feared: two writers append the same step, or a reader sees resumed steps without those before them. So an
 episode goes on only when the log of its last writer is sealed, or says that it was closed there, one resumption at a
 time; its earlier rows are flushed first, and the resumption itself is a record of the log that says which rows it comes
-after. Nor does it go on where its newest steps were evicted: those that are left do not say what comes next (design/0012).
+after. Nor does it go on where its newest steps were evicted: those left do not say what comes next (design/0012).
 """
 
 from __future__ import annotations
