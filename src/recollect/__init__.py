@@ -34,7 +34,7 @@ _HOME = {
     "NStep": "transforms",
     "Ragged": "schema",
     "Schema": "schema",
-    "Snapshot": "promote.snapshot",
+    "Snapshot": "promote.result",
     "Step": "recall.results",
     "StepId": "view",
     "Tensor": "schema",
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from recollect.hot.keep import Keep
     from recollect.hot.writer import Episode, Writer
     from recollect.loader import Batch, Loader
-    from recollect.promote.snapshot import Snapshot
+    from recollect.promote.result import Snapshot
     from recollect.recall.results import EpisodeRecord, Hits, Step
     from recollect.samplers import Uniform
     from recollect.schema import Embedding, Frames, Json, Ragged, Schema, Tensor, Text
