@@ -243,8 +243,8 @@ class Records:
         if len(opened) >= FOLD_LINKS or weight(opened) >= FOLD_WEIGHT:
             opened, name = (), self._write_fold(parent, promotion.base_version)
         row = {
-            "promotion": [json.dumps(promotion.to_dict())],
-            "open": [json.dumps([p.slim().to_dict() for p in opened])],
+            "promotion": [_text(promotion.to_dict())],
+            "open": [_text([p.slim().to_dict() for p in opened])],
             "fold": [name],
         }
         self._write(promotion.id, row, _RECORD, promotion.base_version)
@@ -256,10 +256,10 @@ class Records:
             "last": [made.last],
             "count": [made.count],
             "earlier": [list(made.earlier)],
-            "extents": [json.dumps(pack(made.extents))],
+            "extents": [_text(pack(made.extents))],
             "stages": [list(made.stages)],
-            "summaries": [json.dumps([p.to_dict() for p in made.summaries])],
-            "links": [json.dumps([p.to_dict() for p in full])],
+            "summaries": [_text([p.to_dict() for p in made.summaries])],
+            "links": [_text([p.to_dict() for p in full])],
         }
         self._write(f"fold-{made.name}", row, _FOLD, base_version)
         return made.name
@@ -278,3 +278,8 @@ class Records:
         if self._session is None:
             self._session = LanceFileSession(self.location.uri, storage_options=self.location.options)
         return self._session
+
+
+def _text(value: Any) -> str:
+    """JSON without spaces: most of a record may be ranges, small numbers each."""
+    return json.dumps(value, separators=(",", ":"))
