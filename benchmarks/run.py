@@ -25,6 +25,7 @@ import numpy as np
 import hot
 import hot_beside
 import hot_reads
+import samplers
 from lines import Line, verdict
 from timing import in_turns, per_call_us
 
@@ -67,6 +68,7 @@ def everything(folder: Path, rounds: int) -> Iterator[Line]:
     yield from hot.measure(rc, folder, rounds)
     yield from hot_beside.measure(rc, folder, rounds)
     yield from hot_reads.measure(rc, int(10_000_000 * hot.SCALE), 2_000 if rounds > 5 else 300)
+    yield from samplers.measure(rounds)
     yield from start_up(rounds)
 
 

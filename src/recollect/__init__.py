@@ -30,13 +30,21 @@ _HOME = {
     "Hits": "recall.results",
     "Json": "schema",
     "Keep": "hot.keep",
+    "Linear": "samplers",
     "Loader": "loader",
+    "Mixture": "samplers",
     "NStep": "transforms",
+    "Prioritized": "samplers",
     "Ragged": "schema",
+    "Receipt": "samplers",
+    "Recent": "samplers",
+    "Reservoir": "samplers",
     "Schema": "schema",
+    "Sequence": "samplers",
     "Snapshot": "promote.result",
     "Step": "recall.results",
     "StepId": "view",
+    "Stratified": "samplers",
     "Tensor": "schema",
     "Text": "schema",
     "Uniform": "samplers",
@@ -44,11 +52,11 @@ _HOME = {
     "View": "view",
     "Workspace": "workspace",
     "Writer": "hot.writer",
-    "create_workspace": "workspace",
-    "delete_workspace": "workspace",
-    "list_workspaces": "workspace",
+    "create_workspace": "opening",
+    "delete_workspace": "opening",
+    "list_workspaces": "opening",
     "open_buffer": "buffer",
-    "open_workspace": "workspace",
+    "open_workspace": "opening",
 }
 _MODULES = ("errors", "gym")
 
@@ -59,19 +67,24 @@ if TYPE_CHECKING:
     from recollect.hot.keep import Keep
     from recollect.hot.writer import Episode, Writer
     from recollect.loader import Batch, Loader
+    from recollect.opening import create_workspace, delete_workspace, list_workspaces, open_workspace
     from recollect.promote.result import Snapshot
     from recollect.recall.results import EpisodeRecord, Hits, Step
-    from recollect.samplers import Uniform
+    from recollect.samplers import (
+        Linear,
+        Mixture,
+        Prioritized,
+        Receipt,
+        Recent,
+        Reservoir,
+        Sequence,
+        Stratified,
+        Uniform,
+    )
     from recollect.schema import Embedding, Frames, Json, Ragged, Schema, Tensor, Text
     from recollect.transforms import NStep
     from recollect.view import Cut, EpisodeKey, Extent, StepId, View
-    from recollect.workspace import (
-        Workspace,
-        create_workspace,
-        delete_workspace,
-        list_workspaces,
-        open_workspace,
-    )
+    from recollect.workspace import Workspace
 
 __all__ = [
     "Batch",
@@ -86,13 +99,21 @@ __all__ = [
     "Hits",
     "Json",
     "Keep",
+    "Linear",
     "Loader",
+    "Mixture",
     "NStep",
+    "Prioritized",
     "Ragged",
+    "Receipt",
+    "Recent",
+    "Reservoir",
     "Schema",
+    "Sequence",
     "Snapshot",
     "Step",
     "StepId",
+    "Stratified",
     "Tensor",
     "Text",
     "Uniform",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import weakref
@@ -11,11 +10,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from recollect.errors import ArgumentError, NotFound, SchemaError, StoreError
+from recollect.errors import ArgumentError, NotFound, SchemaError
 from recollect.hot import home
 from recollect.hot.evict import Eviction
 from recollect.hot.facts import check_facts, check_step_facts
-from recollect.hot.growing import SEGMENT_BYTES, Durability
+from recollect.hot.growing import Durability
 from recollect.hot.home import Description
 from recollect.hot.keep import Keep
 from recollect.hot.private import PrivateFolder
@@ -23,7 +22,7 @@ from recollect.hot.recover import Recovery, recover
 from recollect.hot.resume import ResumePoint, resume_point
 from recollect.hot.retain import Retainer
 from recollect.hot.store import HotStore
-from recollect.hot.targets import change_home, digest, fix_home, read_home
+from recollect.hot.targets import change_home, digest, read_home
 from recollect.hot.writer import Writer
 from recollect.masking import Masker
 from recollect.masking import keep as unmasked
@@ -64,14 +63,14 @@ class Workspace:
         self._text: TextIndex | None = None
         self._private = folder
         self.retainer = Retainer(self.path, self._hot, self._own_writers)
-        self.start_over()
+        self._start_over()
         _live.add(self)
         self.recovered: list[Recovery] = []
         if self.schema is not None:
             self.recovered = recover(self.path / "log", self._hot().layouts)
             self.retainer.try_run()
 
-    def start_over(self) -> None:
+    def _start_over(self) -> None:
         """In a forked child: the parent's writers are not this handle's, and nobody holds its lock."""
         self._lock = threading.Lock()
         self._annotator: Writer | None = None
@@ -432,106 +431,9 @@ class Workspace:
         return f"Workspace({self.name!r}, path={str(self.path)!r})"
 
 
-_EVERYTHING = Keep()
-
-
-def create_workspace(
-    name: str | os.PathLike[str] | None,
-    schema: Schema | None = None,
-    *,
-    durability: Durability | None = None,
-    keep: Keep = _EVERYTHING,
-    home: str | os.PathLike[str] | None = None,
-    mask: Masker = unmasked,
-) -> Workspace:
-    """Creates a workspace.
-
-    A replay ring for one process, in memory, that holds the newest million rows and vanishes with the process:
-
-        ws = rc.create_workspace(None, schema, keep=rc.Keep(rows=1_000_000, unpromoted="drop"))
-
-    Args:
-        name: a name under RECOLLECT_HOME, or a location (text with a slash). None makes a private workspace of this
-            process: in shared memory where that has room, else in the temporary folder; removed by `close()` and at
-            exit.
-        schema: what a step is; None leaves it to the first writer.
-        durability: what survives power loss, and when: `"process"` what `sync` and `close` cover, `"interval"` what
-            is older than 0.25 s, `"step"` every append before it returns. None is `"interval"`, for a private workspace
-            `"process"`.
-        keep: how much is kept; everything unless it says so.
-        home: the buffer whose rows may go once it holds them; the first target of a snapshot when None.
-        mask: text → text, applied to everything textual before it is written. It belongs to the handle, not to the
-            workspace: whoever opens it to write passes its own.
-
-    Raises:
-        AlreadyExists: the name is taken.
-        StoreError: the folder cannot be made, or lies on a network file system.
-    """
-    if schema is not None and not isinstance(schema, Schema):
-        raise SchemaError("schema= takes a Schema", value=schema, remedy="Wrap the fields: rc.Schema({...})")
-    if not isinstance(keep, Keep):
-        raise ArgumentError("keep= takes a Keep", value=keep, remedy="Write rc.Keep(rows=1_000_000)")
-    folder = None
-    if name is None:
-        layout = None if schema is None else Layout.of(schema)
-        row_bytes = 0 if layout is None else layout.itemsize + sum(layout.plane_bytes.values())
-        folder = PrivateFolder(2 * SEGMENT_BYTES[-1] + row_bytes * (keep.rows or 0))
-    return _create(name, folder, schema, durability, keep, home, mask)
-
-
-def _create(
-    name: str | os.PathLike[str] | None,
-    folder: PrivateFolder | None,
-    schema: Schema | None,
-    durability: Durability | None,
-    keep: Keep,
-    at: str | os.PathLike[str] | None,
-    mask: Masker,
-) -> Workspace:
-    with contextlib.ExitStack() as undo:
-        if folder is not None:
-            undo.callback(folder.remove)
-            description = home.create(folder.path, "private", durability or "process", keep, schema)
-        else:
-            assert name is not None
-            path = home.workspace_path(name)
-            description = home.create(path, path.name, durability or "interval", keep, schema)
-        if at is not None:
-            from recollect.cold.location import Location
-
-            fix_home(description.path, Location(at).uri)
-        undo.pop_all()
-    return Workspace(description, mask, folder)
-
-
-def open_workspace(name: str | os.PathLike[str], *, mask: Masker = unmasked) -> Workspace:
-    """Opens a workspace, and seals the logs of writers that have died. Raises NotFound."""
-    path = home.workspace_path(name)
-    try:
-        return Workspace(home.describe(path), mask)
-    except (FileNotFoundError, StoreError):
-        home.describe(path)  # it may have been deleted meanwhile
-        raise
-
-
-def list_workspaces() -> list[str]:
-    """Names of the workspaces under RECOLLECT_HOME."""
-    return [path.name for path in home.list_workspaces()]
-
-
-def delete_workspace(name: str | os.PathLike[str]) -> None:
-    """Removes a workspace; buffers that it was promoted to stay.
-
-    Raises:
-        NotFound: no such workspace.
-        WriterError: a live agent is writing to it.
-    """
-    home.delete(home.workspace_path(name))
-
-
 def _after_fork() -> None:
     for workspace in list(_live):
-        workspace.start_over()
+        workspace._start_over()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -117,7 +117,7 @@ def _raise(error: BaseException) -> Any:
 def test_whatever_is_raised_becomes_a_line(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, text: str
 ) -> None:
-    monkeypatch.setattr("recollect.workspace.open_workspace", _raise(error))
+    monkeypatch.setattr("recollect.opening.open_workspace", _raise(error))
     ran = cli("workspace", "show", "w")
     assert ran.code == code
     assert ran.err.startswith(text)
@@ -126,7 +126,7 @@ def test_whatever_is_raised_becomes_a_line(
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_ctrl_c_exits_with_130(cli: Cli, monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
-    monkeypatch.setattr("recollect.workspace.open_workspace", _raise(KeyboardInterrupt()))
+    monkeypatch.setattr("recollect.opening.open_workspace", _raise(KeyboardInterrupt()))
     assert cli("workspace", "show", "w", *flags).code == 130
 
 

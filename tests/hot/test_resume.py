@@ -14,6 +14,7 @@ import pytest
 
 import recollect as rc
 from recollect import errors
+from recollect.hot import resume
 from recollect.hot.files import is_locked
 from recollect.hot.log import WriterLog
 from recollect.hot.segment import ROWS_MASK
@@ -471,3 +472,15 @@ def test_a_damaged_resumption_is_refused_every_time_it_is_needed(ws: rc.Workspac
         for _ in range(2):
             with pytest.raises(errors.CorruptionError):
                 again.view()
+
+
+def test_going_on_makes_the_names_of_the_files_before_it_durable(
+    ws: rc.Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(resume, "sync_folder", flushed.append)
+    first, second = ws.writer(durability="process"), ws.writer(durability="process")
+    with first.episode("long", task="t") as episode:
+        _append(episode, 0, 2)
+    second.resume_episode("long")
+    assert flushed == [ws.path / "log" / f"{first.id:016x}"], "a segment that was never synced may lose its name"

@@ -281,7 +281,7 @@ class Fed:
 
 
 class _FedCursor:
-    takes_feedback = True
+    takes_feedback = is_stateful = True
 
     def __init__(self, view: rc.View, seed: int, log: _Log, state: Mapping[str, Any] | None) -> None:
         self._stream, self._log = Stream(seed, 77), log

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from recollect.opening import create_workspace
 from recollect.testing.actor import Actor, Journal
 from recollect.testing.corpus import SCHEMAS
 from recollect.testing.expected import Expectation, Wrong, expect
 from recollect.testing.follow import Follower, Followers
 from recollect.testing.ledger import Append, Leave, Op, Open, Resume
 from recollect.view import View
-from recollect.workspace import Workspace, create_workspace
+from recollect.workspace import Workspace
 
 OPS: list[Op] = [
     Open(0, "process"),

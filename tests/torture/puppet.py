@@ -102,11 +102,11 @@ def theatre() -> None:
 
 
 def _perform(noted: int) -> None:
+    from recollect.opening import open_workspace
     from recollect.testing.actor import Actor
     from recollect.testing.disk import Device
     from recollect.testing.instants import at_instant, die
     from recollect.testing.kills import small_segments
-    from recollect.workspace import open_workspace
 
     small_segments()
     actor: Actor | None = None

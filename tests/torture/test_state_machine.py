@@ -283,7 +283,7 @@ class WorkspaceMachine(RuleBasedStateMachine):
             self.number += 1
             return
         ledger = self.model.ledger
-        durable = {n: (log.durable_moments, log.durable_marks) for n, log in ledger.logs.items()}
+        durable = {n: (log.durable_moments, log.durable_following, log.durable_marks) for n, log in ledger.logs.items()}
         known = ledger.durable_rewards
         ledger.apply(op)
         if isinstance(op, Limit):
@@ -298,7 +298,7 @@ class WorkspaceMachine(RuleBasedStateMachine):
             self.model.nameless += not self.model.annotators
             return
         for n, log in ledger.logs.items():
-            log.durable_moments, log.durable_marks = durable[n]
+            log.durable_moments, log.durable_following, log.durable_marks = durable[n]
         log, bounds = ledger.logs[op.writer], self.model.bounds[op.writer]
         bounds.most_steps, bounds.most_marks = len(log.moments), len(log.marks)
 
@@ -318,7 +318,7 @@ class WorkspaceMachine(RuleBasedStateMachine):
                 log = self.model.ledger.logs[number]
                 bounds.steps = min(bounds.steps, log.durable_moments)
                 bounds.marks = min(bounds.marks, log.durable_marks)
-                bounds.following = min(bounds.following, log.durable_moments)
+                bounds.following = min(bounds.following, log.durable_following)
             self.model.rewards = min(self.model.rewards, self.model.ledger.durable_rewards)
             self.model.least_rows = 0
         with rebooted() if power else contextlib.nullcontext(), rc.open_workspace(self.path) as ws:

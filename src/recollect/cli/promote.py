@@ -41,7 +41,7 @@ def snapshot(
     json: Json = False,
 ) -> None:
     """Promote what the buffer does not hold yet, exactly once, as one version."""
-    from recollect.workspace import open_workspace
+    from recollect.opening import open_workspace
 
     out = Output(context, json)
     target, options = location(to), storage_options(storage_option)

@@ -19,7 +19,7 @@ def recall(
     json: Json = False,
 ) -> None:
     """Show the steps that a text is most about, best first; none where nothing is relevant."""
-    from recollect.workspace import open_workspace
+    from recollect.opening import open_workspace
 
     out = Output(context, json)
     with open_workspace(name) as ws:

@@ -31,7 +31,7 @@ def tail(
     """Show the newest steps of a workspace, oldest of them first."""
     out = Output(context, json)
     from recollect.cli.follow import Follower, interruption
-    from recollect.workspace import open_workspace
+    from recollect.opening import open_workspace
 
     with open_workspace(name) as ws:
         follower = Follower(ws, where)

@@ -53,7 +53,7 @@ def create(
 ) -> None:
     """Create a workspace. Without a schema, the first writer fixes it; without a limit, it keeps everything."""
     from recollect.hot.keep import Keep
-    from recollect.workspace import create_workspace
+    from recollect.opening import create_workspace
 
     out = Output(context, json)
     if sum(x is not None for x in (env, schema, preset)) > 1:
@@ -82,7 +82,7 @@ def keep_(
 ) -> None:
     """Change what a workspace keeps, to exactly what the options say: without a limit, everything from now on."""
     from recollect.hot.keep import Keep
-    from recollect.workspace import open_workspace
+    from recollect.opening import open_workspace
 
     out = Output(context, json)
     keep = Keep(keep_rows, keep_bytes, keep_age, "drop" if drop_unpromoted else "refuse")
@@ -150,7 +150,7 @@ def list_(context: typer.Context, json: Json = False) -> None:
 @app.command("show")
 def show(context: typer.Context, name: Name, json: Json = False) -> None:
     """Show a workspace's schema, its counts and its writers."""
-    from recollect.workspace import open_workspace
+    from recollect.opening import open_workspace
 
     out = Output(context, json)
     with open_workspace(name) as ws:
@@ -266,8 +266,8 @@ def evolve(
     json: Json = False,
 ) -> None:
     """Give a workspace the next version of its schema. What was written before stays readable."""
+    from recollect.opening import open_workspace
     from recollect.schema import Schema
-    from recollect.workspace import open_workspace
 
     out = Output(context, json)
     wanted = Schema.from_toml(schema)
@@ -291,7 +291,7 @@ def delete(
 ) -> None:
     """Delete a workspace. Buffers that it was promoted to stay."""
     from recollect.hot import home
-    from recollect.workspace import delete_workspace
+    from recollect.opening import delete_workspace
 
     out = Output(context, json)
     path = home.workspace_path(name)
@@ -317,7 +317,7 @@ def delete(
 
 def _rows(name: str) -> int | None:
     """How many rows a workspace holds, None where it is too damaged to tell."""
-    from recollect.workspace import open_workspace
+    from recollect.opening import open_workspace
 
     try:
         with open_workspace(name) as ws:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recollect.errors import EpisodeError
-from recollect.hot.files import is_locked, sync_file
+from recollect.hot.files import is_locked, sync_file, sync_folder
 from recollect.hot.recover import recover
 from recollect.records.block import Block
 from recollect.records.heads import deepest_stack
@@ -91,6 +91,7 @@ def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoin
         if not log.sealed:
             for path in (*log.folder.glob("*.seg"), *log.folder.glob("*.tails")):
                 sync_file(path)
+            sync_folder(log.folder)  # a file that nobody has synced yet may have no name after a power cut
     return ResumePoint(
         key,
         None if known.get("id") is None else str(known["id"]),

@@ -29,6 +29,7 @@ class Chunk:
         made: arrays that transforms changed or added, `[rows, ...]`, in place of those in the arena.
         each: arrays that differ in shape from batch to batch: one per batch.
         lists: text and JSON fields: one list per batch.
+        length: T, steps of a sequence.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Chunk:
         made: Mapping[str, NDArray[Any]],
         each: Mapping[str, list[NDArray[Any]]],
         lists: Mapping[str, list[list[Any]]],
+        length: int = 1,
     ) -> None:
+        self.length, self.is_sequence = length, draw.span is not None
         self.step, self.sizes, self.lists = draw.step, sizes, lists
         self.count = len(sizes)
         """Batches that may be handed out; fewer than were gathered once the view changes."""
@@ -67,6 +70,10 @@ class Chunk:
         arrays = self.arrays.get(name)
         if arrays is None:
             arrays = self.arrays[name] = self._make(name)
+            if self.is_sequence and name not in ("/weight", "/probability"):
+                shapes = [(size // self.length, self.length) for size in self.sizes]
+                arrays = [a.reshape(*shape, *a.shape[1:]) for a, shape in zip(arrays, shapes, strict=True)]
+                self.arrays[name] = arrays
         return arrays[k]
 
     def _make(self, name: str) -> list[Any]:
@@ -81,14 +88,16 @@ class Chunk:
         if name in self._each:
             return [output.from_host(a, [len(a)])[0] for a in self._each[name]]
         if name == "is_first":
-            return output.from_host(self._system()["step"] == 0, self.sizes)
+            return output.from_host((self._system()["step"] == 0) & (self._reads.anchors >= 0), self.sizes)
         if name == "step_index":
             return output.from_host(self._system()["step"], self.sizes)
         if name == "/valid/next_observation":
             return output.from_host(self._reads.following >= 0, self.sizes)
+        if name == "/mask":
+            return output.from_host(self._reads.anchors >= 0, self.sizes)
         value = {"/weight": self._draw.weight, "/probability": self._draw.probability}[name]
-        whole = np.broadcast_to(value, self._draw.keys.shape).reshape(-1)[:rows].astype(np.float32)
-        return output.from_host(whole, self.sizes)
+        whole = np.broadcast_to(value, self._draw.keys.shape).reshape(-1)[: rows // self.length].astype(np.float32)
+        return output.from_host(whole, [size // self.length for size in self.sizes])
 
     def _system(self) -> dict[str, NDArray[Any]]:
         """Ids and step numbers, read by a gather of their own when somebody asks: most training steps never do."""
@@ -97,7 +106,11 @@ class Chunk:
         return self._late
 
     def ids(self, k: int) -> Ids:
-        """StepIds of batch `k`."""
+        """StepIds of batch `k`: of the keys, in sequences."""
+        return self._rows.ids(self._draw.keys[k]) if self.is_sequence else self.step_ids(k)
+
+    def step_ids(self, k: int) -> Ids:
+        """StepIds of every row of batch `k`."""
         stop = list(itertools.accumulate(self.sizes))[k]
         rows = slice(stop - self.sizes[k], stop)
         out = np.empty(self.sizes[k], ID_DTYPE)
@@ -114,7 +127,9 @@ class Batch(Generic[T]):
 
     Attributes:
         step: number of the batch in its run, from 0.
-        mask, part, step_ids: None outside sequences and mixtures.
+        mask: `[B, T]` bool: where a sequence has a step; None outside sequences.
+        step_ids: `[B, T]` StepIds, 0:0 outside the mask; None outside sequences.
+        part: None outside mixtures.
     """
 
     __slots__ = ("_chunk", "_k", "mask", "part", "step", "step_ids")
@@ -122,10 +137,12 @@ class Batch(Generic[T]):
     def __init__(self, chunk: Chunk, k: int) -> None:
         self._chunk, self._k = chunk, k
         self.step = chunk.step + k
-        self.mask = self.part = self.step_ids = None
+        self.part = None
+        self.mask = chunk.get("/mask", k) if chunk.is_sequence else None
+        self.step_ids = chunk.step_ids(k).reshape(-1, chunk.length) if chunk.is_sequence else None
 
     def __len__(self) -> int:
-        return self._chunk.sizes[self._k]
+        return self._chunk.sizes[self._k] // self._chunk.length
 
     def __getitem__(self, name: str) -> Any:
         chunk = self._chunk

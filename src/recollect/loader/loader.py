@@ -13,9 +13,10 @@ from recollect.errors import ArgumentError
 from recollect.loader.batch import Batch, Chunk
 from recollect.loader.outputs import Kind, choose
 from recollect.loader.plan import BatchPlan
+from recollect.loader.undelivered import draw_from, draw_state
 from recollect.records.part import part_of
 from recollect.records.rows import PackedRows
-from recollect.samplers import Cursor, Draw, Receipt, Sampler, Uniform
+from recollect.samplers import Cursor, Draw, Receipt, Sampler, Uniform, feedback_of, steps_of
 from recollect.transforms import NStep, Transform
 from recollect.view import Cut, GrowingSource, Ids, Slots, Source, UnboundSource, View
 
@@ -119,7 +120,7 @@ class Loader:
         self.steps = steps
         bytes_ = max(1, self._plan.row_bytes * batch_size)
         most = 4 if self._plan.heap else MAX_CHUNK  # variable sizes are not known before they are read
-        self._ahead = 1 if self._cursor.takes_feedback else ahead or max(1, min(most, CHUNK_BYTES // bytes_))
+        self._ahead = 1 if self._cursor.is_stateful else ahead or max(1, min(most, CHUNK_BYTES // bytes_))
         self._delivered = 0
         self._queue: deque[tuple[Draw, View]] = deque()
         self._chunk: Chunk | None = None
@@ -154,7 +155,7 @@ class Loader:
             raise ArgumentError("the loader is closed")
         if self.steps is not None and step >= self.steps:
             raise StopIteration
-        if self._cursor.takes_feedback or self._source is not None:
+        if self._cursor.is_stateful or self._source is not None:
             batch = self._next_drawn()
         else:
             chunk = self._chunk
@@ -200,6 +201,15 @@ class Loader:
         sizes = [n] * batches if draw.sizes is None else list(draw.sizes)
         rows, output = _packed(view), self._output
         plan = self._plan = self._plan.in_layout(rows.layout, self._fields)
+        padding, length = None, 1
+        if draw.span is not None:
+            if plan.heap:
+                raise ArgumentError("sequences hold fields of fixed shape", remedy="Leave text and ragged fields out")
+            # Rows are read where there is no step too, and blanked: everything below works on steps that are there.
+            slots, length = steps_of(view, keys, draw.span).slots, draw.span.length
+            padding = slots.reshape(-1) < 0
+            keys = np.where(slots < 0, keys[:, None], slots).reshape(-1)
+            sizes = [size * length for size in sizes]
         reads = plan.reads(view, keys)
         arena = output.arena(plan.gather.sized(len(keys))[2])
         rows.gather_into(plan.gather, plan.matrix(view, reads), output.host(arena))
@@ -211,8 +221,13 @@ class Loader:
             for transform in plan.transforms:
                 data = transform.apply(data, windows, reads, plan.schema)
             made = {name: a for name, a in data.items() if host.get(name) is not a}
+        if padding is not None:
+            for array in (*plan.gather.arrays(output.host(arena), len(keys)).values(), *made.values()):
+                array[padding] = 0
+            blank = np.where(padding, -1, reads.anchors), np.where(padding, -1, reads.following)
+            reads = reads._replace(anchors=blank[0], following=blank[1])
         each, lists = self._variable(rows, keys, reads.following, sizes) if plan.heap else ({}, {})
-        return Chunk(draw, reads, sizes, plan.gather, output, rows, output.finish(arena), made, each, lists)
+        return Chunk(draw, reads, sizes, plan.gather, output, rows, output.finish(arena), made, each, lists, length)
 
     def _variable(
         self, rows: PackedRows, keys: Slots, following: Slots, sizes: list[int]
@@ -238,18 +253,22 @@ class Loader:
 
         Args:
             ids: `[B]` StepIds, as `batch.ids`.
-            signal: `[B]` non-negative numbers.
+            signal: `[B]` (`[B, T]` of sequences) non-negative numbers, an array or a tensor; of equal ids the last
+                one counts.
+
+        Returns:
+            How many reached a row that may be drawn, and how many were of rows that this loader does not hold, or no
+            longer. The next draw sees them; batches that are already drawn stay what they are.
 
         Raises:
-            ArgumentError: the sampler takes no feedback.
+            ArgumentError: the sampler takes no feedback, or a signal is negative, infinite or NaN.
         """
         if not self._cursor.takes_feedback:
             raise ArgumentError(f"{self.sampler} takes no priorities", remedy="Use a sampler that does")
-        values = np.asarray(signal, np.float64)
-        if np.isnan(values).any() or (values < 0).any():
-            raise ArgumentError("priorities are numbers of at least 0", value=float(values.min()))
-        receipt: Receipt = self._cursor.update(_packed(self.view).find(ids), values)  # type: ignore[attr-defined]
-        return receipt
+        values = np.asarray(signal.detach().cpu() if hasattr(signal, "detach") else signal, np.float64)
+        if not (values >= 0).all():
+            raise ArgumentError("priorities are numbers of at least 0", value=float(values.min()), remedy="Pass .abs()")
+        return feedback_of(self._cursor).update(_packed(self.view).find(ids), values)
 
     # -- going on ------------------------------------------------------------------------------------------
 
@@ -301,14 +320,14 @@ class Loader:
             ],
             "cursor": dict(self._cursor.state()),
             "cursor_view": place.get(id(self.view), 0),
-            "undelivered": [_draw_state(d, place[id(v)]) for d, v in self._queue],
+            "undelivered": [draw_state(d, place[id(v)]) for d, v in self._queue],
         }
 
     def _needed_views(self) -> list[tuple[int, View]]:
         """The views that batches still to come are drawn from, or were, and the first batch of each."""
         if self._source is None:
             first = max(k for k, (start, _) in enumerate(self._segments) if start <= self._delivered or k == 0)
-            return self._segments[first:]
+            return self._segments[min(first, self._segment) :]  # the cursor's own, which it may yet grow from
         drawn = {id(view): (draw.step, view) for draw, view in reversed(self._queue)}
         order = dict.fromkeys(id(view) for _, view in self._queue)
         older = [drawn[i] for i in order if i != id(self.view)]
@@ -336,7 +355,7 @@ class Loader:
         self._segment = int(state["cursor_view"])
         self._delivered = int(state["step"])
         self._chunk = None
-        self._queue = deque((_draw_from(d), self._segments[d["view"]][1]) for d in state["undelivered"])
+        self._queue = deque((draw_from(d), self._segments[d["view"]][1]) for d in state["undelivered"])
         self._cursor = self._bind(self.view, state["cursor"])
 
     def _views_of(self, marks: Sequence[Mapping[str, Any]]) -> list[View]:
@@ -422,18 +441,3 @@ def _checked(transforms: Sequence[Transform]) -> tuple[Transform, ...]:
 def _packed(view: View) -> PackedRows:
     assert isinstance(view.rows, PackedRows)
     return view.rows
-
-
-def _draw_state(draw: Draw, view: int) -> dict[str, Any]:
-    return {
-        "step": draw.step,
-        "view": view,
-        "keys": draw.keys[0].tolist(),
-        "probability": np.broadcast_to(draw.probability, draw.keys.shape)[0].tolist(),
-        "weight": np.broadcast_to(draw.weight, draw.keys.shape)[0].tolist(),
-    }
-
-
-def _draw_from(state: Mapping[str, Any]) -> Draw:
-    keys = np.array([state["keys"]], np.int64)
-    return Draw(state["step"], keys, np.array([state["probability"]]), np.array([state["weight"]]))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recollect.hot.store import HotStore
+from recollect.promote.stage import pieces_of
 from recollect.records import layout as lay
 from recollect.records.build import group_by_episode
 from recollect.records.layout import Layout
@@ -66,7 +67,7 @@ def survey(
         waiting: rows of `cut` that the buffer lacks.
         facts: the facts of the cut; asked for where the selection has a condition.
     """
-    rows = PackedRows(layout, store.pieces(waiting, layout), waiting)
+    rows = PackedRows(layout, pieces_of(store, waiting, layout), waiting)
     group, _, flags, keys, _, _ = group_by_episode(rows)
     count = len(keys)
     steps = (group >= 0) & ((flags & lay.FINAL) == 0)

@@ -380,6 +380,26 @@ class GrownAnchors:
         out: Slots = self.steps[places].astype(np.int64) + self.moment.base
         return out
 
+    def changes(self, older: object) -> tuple[Slots, Slots] | None:
+        """Sorted slots of rows that may be drawn here and not in an earlier moment of the same source, and of those
+        that may be drawn there and not here. Costs what changed. None when `older` is no such moment."""
+        if not isinstance(older, GrownAnchors):
+            return None
+        first, seen = self.moment.first, older.moment.stop
+        mine, theirs = self._left_slots, older._left_slots
+        freed = theirs[~among(theirs, mine)]
+        lost = mine[(mine < seen) & ~among(mine, theirs)]
+        return (
+            np.concatenate([freed[freed >= first], self.select(np.arange(self._before(seen), len(self)))]),
+            np.concatenate([older.select(np.arange(older._before(first))), lost[lost >= first]]),
+        )
+
+    def _before(self, slot: int) -> int:
+        """How many drawable rows lie before a slot."""
+        here = self.steps[self.low : self.high]
+        place = int(np.searchsorted(here, max(0, slot - self.moment.base)))
+        return place - int(np.searchsorted(self.left, place + self.low))
+
     def mask(self, slots: Slots) -> Bool:
         """Whether each slot may be drawn."""
         m = self.moment

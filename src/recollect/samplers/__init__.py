@@ -1,6 +1,33 @@
 """Samplers return rows, probabilities and weights, never data. One a file."""
 
-from recollect.samplers.base import Cursor, Draw, Receipt, Sampler, State
+from recollect.samplers.base import Cursor, Draw, Feedback, Receipt, Sampler, Span, State, feedback_of
+from recollect.samplers.mixture import PART_SHIFT, Mixture
+from recollect.samplers.prioritized import Prioritized
+from recollect.samplers.recent import Recent
+from recollect.samplers.reservoir import Reservoir
+from recollect.samplers.schedules import Linear, Schedule
+from recollect.samplers.sequence import Sequence, steps_of
+from recollect.samplers.stratified import Stratified
 from recollect.samplers.uniform import Uniform
 
-__all__ = ["Cursor", "Draw", "Receipt", "Sampler", "State", "Uniform"]
+__all__ = [
+    "PART_SHIFT",
+    "Cursor",
+    "Draw",
+    "Feedback",
+    "Linear",
+    "Mixture",
+    "Prioritized",
+    "Receipt",
+    "Recent",
+    "Reservoir",
+    "Sampler",
+    "Schedule",
+    "Sequence",
+    "Span",
+    "State",
+    "Stratified",
+    "Uniform",
+    "feedback_of",
+    "steps_of",
+]

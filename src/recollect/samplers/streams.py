@@ -83,6 +83,11 @@ def permuted(k0: Any, k1: Any, start: int, count: int, size: int, bits: int, out
         out[i] = np.int64(x)
 
 
+def derived(seed: int, *path: int) -> int:
+    """A seed of its own for each part of something that has one seed."""
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0])
+
+
 class Stream:
     """The numbers of one purpose under one seed.
 
@@ -100,6 +105,10 @@ class Stream:
         out = np.empty(steps * n, np.int64)
         bounded(*self.key, step, steps, n, bound, out)
         return out.reshape(steps, n)
+
+    def uniforms(self, step: int, steps: int, n: int) -> NDArray[np.float64]:
+        """`[steps, n]` numbers in `[0, 1)`, multiples of 2**-53."""
+        return (self.integers(step, steps, n, 1 << 53) * 2.0**-53).astype(np.float64)
 
     def permutation(self, start: int, count: int, size: int) -> NDArray[np.int64]:
         """`[count]`: a stretch of a permutation of `[0, size)`."""

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recollect.errors import ArgumentError
-from recollect.samplers.base import Cursor, Draw, State
+from recollect.samplers.base import Cursor, Draw, State, drawable
 from recollect.samplers.streams import Stream
 from recollect.view import View
 
@@ -32,7 +31,7 @@ class Uniform:
 
 
 class _Replacement:
-    takes_feedback = False
+    takes_feedback = is_stateful = False
 
     def __init__(self, view: View, seed: int) -> None:
         self._stream = Stream(seed, _WITH_REPLACEMENT)
@@ -43,12 +42,7 @@ class _Replacement:
         return Draw(step, self._anchors.select(ranks), self._chance, self._one)
 
     def grow(self, view: View) -> None:
-        if not len(view):
-            raise ArgumentError(
-                f"nothing can be drawn from {view!r}",
-                remedy="Wait for steps that terminated or whose next observation is known",
-            )
-        self._anchors, self._count = view.anchors, len(view)
+        self._anchors, self._count = view.anchors, drawable(view)
         self._chance, self._one = np.asarray(1.0 / self._count), np.asarray(1.0)
 
     def state(self) -> State:
@@ -56,16 +50,14 @@ class _Replacement:
 
 
 class _Epochs:
-    takes_feedback = False
+    takes_feedback = is_stateful = False
 
     def __init__(self, view: View, seed: int, batch_size: int, epochs: int) -> None:
         self._seed, self._batch, self._epochs = seed, batch_size, epochs
         self.grow(view)
 
     def grow(self, view: View) -> None:
-        if not len(view):
-            raise ArgumentError(f"nothing can be drawn from {view!r}")
-        self._anchors, self._count = view.anchors, len(view)
+        self._anchors, self._count = view.anchors, drawable(view)
         self._per_epoch = -(-self._count // self._batch)
         self.steps = self._per_epoch * self._epochs
         """Batches in all."""

@@ -104,7 +104,8 @@ def adopt(expect: Expectation, found: Found) -> None:
         del log.moments[found.steps[number] :], log.marks[found.marks[number] :]
         log.moments[:] = [m._replace(following=-1) if m.uid in found.alone else m for m in log.moments]
         steps, marks = len(log.moments), len(log.marks)
-        log.durable_moments, log.durable_marks = steps, marks
+        log.durable_moments = log.durable_following = steps
+        log.durable_marks = marks
         expect.bounds[number] = Bounds(steps, steps, marks, marks, steps)
     expect.ids, expect.gone = dict(found.ids), dict(found.gone)
     del ledger.rewards[found.rewards :]
@@ -148,7 +149,8 @@ def expect(
     for number, log in ledger.logs.items():
         steps = log.durable_moments if power else len(log.moments)
         marks = log.durable_marks if power else len(log.marks)
-        out.bounds[number] = Bounds(steps, len(log.moments), marks, len(log.marks), steps)
+        following = log.durable_following if power else len(log.moments)
+        out.bounds[number] = Bounds(steps, len(log.moments), marks, len(log.marks), following)
     out.rewards = ledger.durable_rewards if power else len(ledger.rewards)
     out.most_rewards = len(ledger.rewards)
     if len(entries) < len(ops):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recollect.errors import RecollectError
+from recollect.opening import create_workspace, open_workspace
 from recollect.recall.verify import verify
 from recollect.records.rows import PackedRows
 from recollect.schema.fields import is_heap
@@ -32,7 +33,7 @@ from recollect.testing.kills import ended, forked, small_segments
 from recollect.testing.ledger import Close, Ledger
 from recollect.testing.oracle import check_workspace, warm_up
 from recollect.testing.questions import Answers, Pinned, ask, build_indexes, check_answers, is_reported
-from recollect.workspace import Workspace, create_workspace, open_workspace
+from recollect.workspace import Workspace
 
 INPUTS_PER_CASE = 250
 INDEX = ".sqlite"

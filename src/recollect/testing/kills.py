@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from recollect.hot import growing
+from recollect.opening import create_workspace, open_workspace
 from recollect.testing.actor import Actor, Journal, random_ops
 from recollect.testing.cases import Report, run_cases
 from recollect.testing.corpus import SCHEMAS
@@ -26,7 +27,6 @@ from recollect.testing.instants import at_instant, die
 from recollect.testing.ledger import Ledger, Op, Resume
 from recollect.testing.oracle import check_workspace, warm_up
 from recollect.view import StepId
-from recollect.workspace import create_workspace, open_workspace
 
 EPISODES_PER_CHILD = 100_000
 
@@ -90,6 +90,7 @@ def small_segments() -> None:
 def add(every: Expectation, one: Expectation) -> None:
     """Lays one child's expectation beside those of others. Only one of them may write late rewards."""
     every.ledger.logs.update(one.ledger.logs)
+    every.ledger.facts = max(every.ledger.facts, one.ledger.facts)
     every.writers.update(one.writers)
     every.bounds.update(one.bounds)
     every.ids.update(one.ids)

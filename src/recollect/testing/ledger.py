@@ -119,6 +119,8 @@ class LogModel:
         moments: its steps, in order; `marks` its episode facts.
         bounds: numbers of steps at which an operation ended: a block is there whole or not at all.
         durable_moments, durable_marks: how many a completed sync covered.
+        durable_following: of how many steps it covered the next observation that was given. Who goes on with an episode
+            flushes the files of other writers, but these write over the slots of what only they know to be unsynced.
     """
 
     durability: str
@@ -129,6 +131,7 @@ class LogModel:
     """Episode fact → its episode."""
     bounds: set[int] = field(default_factory=lambda: {0})
     durable_moments: int = 0
+    durable_following: int = 0
     durable_marks: int = 0
     closed: bool = False
     lanes: dict[int, int] = field(default_factory=dict)
@@ -163,7 +166,8 @@ class Ledger:
     first_episode: int = 0
     """The number of the first episode, for ledgers that are laid side by side."""
     _opened: int = 0
-    _count: int = 0
+    facts: int = 0
+    """How many facts were written: their values are numbered."""
 
     def apply(self, op: Op) -> list[Moment]:
         """Follows an operation that was carried out whole."""
@@ -177,8 +181,8 @@ class Ledger:
             case Limit() | Evict():
                 return []
             case Annotate():
-                self._count += 1
-                self.rewards.append((self.logs[op.writer].moments[op.nth].uid, float(self._count)))
+                self.facts += 1
+                self.rewards.append((self.logs[op.writer].moments[op.nth].uid, float(self.facts)))
                 if self.durability == "step":
                     self.durable_rewards = len(self.rewards)
                 return []
@@ -199,9 +203,9 @@ class Ledger:
                         at = log.lanes[lane] = self._new(op.writer)
                     self._step(op.writer, at, end, op.next, True)
             case Finish():
-                self._count += 1
-                log.marks.append(self._count)
-                log.marked[self._count] = self.episode(op.writer, "a", op.episode)
+                self.facts += 1
+                log.marks.append(self.facts)
+                log.marked[self.facts] = self.episode(op.writer, "a", op.episode)
             case Leave():
                 del self.held[self.episode(op.writer, "a", op.episode)]
             case Resume():
@@ -211,7 +215,8 @@ class Ledger:
                 self.held = {e: w for e, w in self.held.items() if w != op.writer}
         log.bounds.add(len(log.moments))
         if log.durability == "step" or isinstance(op, Sync | Close):
-            log.durable_moments, log.durable_marks = len(log.moments), len(log.marks)
+            log.durable_moments = log.durable_following = len(log.moments)
+            log.durable_marks = len(log.marks)
         return log.moments[before:]
 
     def episode(self, writer: int, way: str, key: int) -> int:

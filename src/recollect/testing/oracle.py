@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recollect.opening import create_workspace
 from recollect.records.grown import GrownRows
 from recollect.records.heads import deepest_stack
 from recollect.records.layout import FINAL
@@ -24,7 +25,7 @@ from recollect.testing.expected import Expectation, Found, Wrong, expect, requir
 from recollect.testing.late import check_marks, check_rewards
 from recollect.testing.ledger import UIDS_PER_WRITER, Append, Close, Op, Open
 from recollect.view import Slots, StepId, View
-from recollect.workspace import Workspace, create_workspace
+from recollect.workspace import Workspace
 
 
 def check_workspace(workspace: Workspace, expect: Expectation) -> Found:

@@ -25,6 +25,7 @@ from recollect.errors import ArgumentError, CorruptionError, NotFound
 from recollect.hot.files import file_system_type
 from recollect.hot.layouts import Layouts
 from recollect.hot.segment import ROWS_MASK, Segment
+from recollect.opening import create_workspace, open_workspace
 from recollect.schema import Schema
 from recollect.testing.actor import Actor, Journal, random_ops
 from recollect.testing.cases import Report, run_cases
@@ -35,7 +36,7 @@ from recollect.testing.instants import at_instant, die
 from recollect.testing.kills import check_settled, ended, forked, small_segments
 from recollect.testing.ledger import Ledger, Op, Resume
 from recollect.testing.oracle import check_workspace, warm_up
-from recollect.workspace import Workspace, create_workspace, open_workspace
+from recollect.workspace import Workspace
 
 
 def run(count: int = 300, *, seed: int, first: int = 0, jobs: int = 1, folder: Path | None = None) -> Report:
