@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import pytest
 import recollect as rc
 from recollect import errors
 from recollect.cold.dataset import Datasets
+from recollect.cold.fold import Promotion
+from recollect.cold.history import History
 from recollect.cold.location import Location
 from recollect.hot import growing
 from recollect.promote import stage
+from recollect.promote.choose import left_alone
 from tests.support import SCHEMAS, all_ids, order_of, python, random_trajectories, rows_of, write_appends
 
 SCHEMA = rc.Schema(
@@ -216,6 +220,41 @@ def test_an_episode_is_finished_when_it_ended_or_nobody_has_it_open(tmp_path: Pa
         _same(ws.view(cut=view.cut), view)
 
 
+def test_what_became_known_after_the_cut_does_not_count(tmp_path: Path) -> None:
+    """An episode that grew and was then closed, or whose writer went, is not whole in an older cut."""
+    with rc.create_workspace("w", SCHEMA) as ws, ws.writer() as stays:
+        goes = ws.writer()
+        episodes = [stays.episode(), goes.episode()]
+        for episode in episodes:
+            episode.append(observation=[0, 0], reward=0.0, uid=0)
+        store = ws._hot()
+        old = store.cut()
+        for episode in episodes:
+            episode.append(observation=[1, 0], reward=0.0, uid=1)
+        episodes[0].close()
+        goes.close()
+        new = store.cut()
+        assert [left_alone(store, old)(e.key) for e in episodes] == [False, False]
+        assert [left_alone(store, new)(e.key) for e in episodes] == [True, True]
+        again = stays.resume_episode(episodes[1].key)
+        again.append(observation=[2, 0], reward=0.0, uid=2)
+        assert not left_alone(store, store.cut())(episodes[1].key)
+        again.close()
+        assert left_alone(store, store.cut())(episodes[1].key)
+
+
+def test_the_last_observation_of_an_episode_follows_it_whatever_the_filter(tmp_path: Path) -> None:
+    with rc.create_workspace("w", SCHEMA) as ws, ws.writer() as writer:
+        episode = writer.episode(task="ant")
+        episode.append(observation=[0, 0], reward=0.0, uid=0, next_observation=[1, 0])
+        assert ws.snapshot(tmp_path / "b").rows_added == 1
+        episode.close()
+        rows = len(ws.view().rows)
+        assert rows == 2
+        done = ws.snapshot(tmp_path / "b", where="episode.task = 'hopper'")
+        assert (done.rows_added, done.held_rows) == (1, 0)
+
+
 def test_a_resumed_episode_comes_with_its_held_back_beginning(tmp_path: Path) -> None:
     with rc.create_workspace("w", SCHEMA) as ws, ws.writer() as last:
         with ws.writer() as first:
@@ -265,6 +304,24 @@ def test_the_filter_is_part_of_the_lineage(tmp_path: Path) -> None:
         one, two = rc.open_buffer(tmp_path / "b").versions()
         assert (one.finished_only, one.where, one.held_rows + one.rows) == (True, "episode.task in ('hopper')", rows)
         assert (two.finished_only, two.where, two.held_rows) == (False, None, 0)
+
+
+def test_rows_left_out_without_a_word_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A promotion that skips rows and does not say so: verify names them, and no snapshot goes on from it."""
+    real = Datasets.record
+
+    def silent(self: Datasets, promotion: Promotion, parent: History) -> None:
+        real(self, replace(promotion, record={**promotion.record, "held": []}), parent)
+
+    with rc.create_workspace("w", SCHEMA) as ws, ws.writer() as writer:
+        _Play(writer).turns(30)
+        monkeypatch.setattr(Datasets, "record", silent)
+        with pytest.raises(errors.CorruptionError, match="in no promotion"):
+            ws.snapshot(tmp_path / "b", where="episode.task = 'walker'")  # reads back what it did
+        report = rc.open_buffer(tmp_path / "b").verify()
+        assert any("are in no promotion" in f.what for f in report.findings)
+        with pytest.raises(errors.CorruptionError, match="in no promotion"):
+            ws.snapshot(tmp_path / "b")
 
 
 @pytest.mark.parametrize("where", ["reward > 0", "episode.task = 'a' or uid = 1", "episode.nope = 1", "", "task ="])
