@@ -41,7 +41,7 @@ _HOME = {
     "Reservoir": "samplers",
     "Schema": "schema",
     "Sequence": "samplers",
-    "Snapshot": "promote.snapshot",
+    "Snapshot": "promote.result",
     "Step": "recall.results",
     "StepId": "view",
     "Stratified": "samplers",
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from recollect.hot.writer import Episode, Writer
     from recollect.loader import Batch, Loader
     from recollect.opening import create_workspace, delete_workspace, list_workspaces, open_workspace
-    from recollect.promote.snapshot import Snapshot
+    from recollect.promote.result import Snapshot
     from recollect.recall.results import EpisodeRecord, Hits, Step
     from recollect.samplers import (
         Linear,

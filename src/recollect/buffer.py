@@ -38,6 +38,8 @@ class Version:
         time: when it was promoted, UTC.
         rows: rows in it; `rows_added` those its promotion brought.
         workspace: name of the workspace they came from.
+        finished_only, where: the filter of its snapshot; `held_rows` rows that it held back.
+        open_episodes: episodes that it promoted though somebody had them open; their later rows come in later versions.
         kept: whether it can still be opened; what cleanup removed stays in the list.
         statistics: per numeric field: rows, nulls, nans, count, mean, std, min, max (per element for small fields), and
             under `returns` and `lengths` those of the episodes that ended. Of the steps as they were written: late
@@ -52,6 +54,10 @@ class Version:
     workspace: str
     statistics: Mapping[str, Any]
     kept: bool = True
+    finished_only: bool = False
+    where: str | None = None
+    held_rows: int = 0
+    open_episodes: int = 0
 
 
 class Buffer:
@@ -90,6 +96,10 @@ class Buffer:
                     p.record["lineage"]["workspace_name"],
                     _finished(p.record["statistics"]),
                     number in there,
+                    p.record["lineage"]["finished_only"],
+                    p.record["lineage"]["where"],
+                    p.record["counts"]["held_rows"],
+                    p.record["counts"]["open_episodes"],
                 )
             )
         return out

@@ -38,7 +38,7 @@ from recollect.view import Cut, EpisodeKey, StepId, View
 
 if TYPE_CHECKING:
     from recollect.hot.live import LiveSource
-    from recollect.promote.snapshot import Snapshot
+    from recollect.promote.result import Snapshot
 
 
 _live: weakref.WeakSet[Workspace] = weakref.WeakSet()
@@ -340,18 +340,30 @@ class Workspace:
         tag: str | None = None,
         *,
         storage_options: Mapping[str, str] | None = None,
+        finished_only: bool = False,
+        where: str | None = None,
+        dry_run: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Snapshot:
         """Promotes everything that the buffer does not hold yet, exactly once, as one version.
+
+        `finished_only` and `where` take whole episodes or none. What they leave out is *held back*: it stays in the
+        workspace, whatever `Keep` says short of `unpromoted="drop"`, and is promoted by a later snapshot that takes it.
 
         Args:
             to: the buffer: a path, `file://` or `s3://…`. It is created when there is none. The first one becomes the
                 workspace's home, unless `home=` named another.
             tag: name of the version.
             storage_options: endpoint, credentials and region of an object store.
+            finished_only: only episodes that nobody has open: those that terminated or were truncated, that were
+                closed, or whose writer is gone.
+            where: only episodes that this condition on their facts is true of, such as `"episode.task = 'hopper'"`;
+                `recollect.where` has the language. Facts count as they are now.
+            dry_run: only says what would be promoted: writes nothing, creates nothing.
             progress: called with rows written and rows to write.
 
         Raises:
+            ArgumentError: a condition that cannot be read, or that asks for fields of steps.
             AlreadyExists: the tag names another version.
             SchemaMismatch: the buffer has another schema.
             ConflictError: others kept committing first. Nothing is lost; run it again.
@@ -359,17 +371,23 @@ class Workspace:
             StoreError, DiskFull: the store cannot be reached or written. Nothing is half-written; run it again.
         """
         from recollect.cold.location import Location
+        from recollect.promote.result import nothing_to_promote
         from recollect.promote.retention import move
-        from recollect.promote.snapshot import nothing_to_promote, snapshot
+        from recollect.promote.snapshot import snapshot
         from recollect.promote.tags import check_tag
 
         check_tag(tag)
         home.require(self.path, self.id)
         location = Location(to, storage_options)
         if self.schema is None:
-            return nothing_to_promote(location)
+            return nothing_to_promote(location, dry_run=dry_run)
         lock = self.path / "targets" / f"{digest(location.uri)}.lock"
-        done = snapshot(self._hot(), self.id, lock, location, tag, progress)
+        done = snapshot(
+            self._hot(), self.id, lock, location, tag, progress,
+            finished_only=finished_only, where=where, dry_run=dry_run,
+        )  # fmt: skip
+        if dry_run:
+            return done
         note = "" if done.version is None else move(self.path, self.id, location, lock)
         evicted = self.retainer.try_run()
         return replace(done, evicted_rows=evicted.rows, note=note or done.note)

@@ -53,6 +53,27 @@ def test_snapshot_and_log(cli: Cli, live: list[str], tmp_path: Path) -> None:
     ]
 
 
+def test_a_filtered_snapshot_and_its_dry_run(cli: Cli, tmp_path: Path) -> None:
+    to = tmp_path / "replay"
+    schema = rc.Schema({"reward": rc.Tensor("float32")}, episode={"task": rc.Text()})
+    with rc.create_workspace("tasks", schema) as ws, ws.writer() as writer:
+        for task, end in (("hopper", True), ("hopper", False), ("ant", True)):
+            writer.episode(task=task).append(reward=1.0, terminated=end)
+        options = ("--to", to, "--finished-only", "--where", "episode.task = 'hopper'")
+        dry = cli("snapshot", "tasks", *options, "--dry-run")
+        assert "would create" in dry.out and "1 rows of 1 episodes" in dry.out
+        assert "2 rows of 2 episodes are held back" in dry.out and not to.exists()
+        made = cli("snapshot", "tasks", *options, "--json").document
+        assert (made["rows_added"], made["held_rows"], made["held_episodes"], made["dry_run"]) == (1, 2, 2, False)
+        rest = cli("snapshot", "tasks", "--to", to, "--json").document
+        assert (rest["rows_added"], rest["open_episodes"]) == (2, 1)
+    versions = cli("log", to, "--json").document["versions"]
+    assert [(v["finished_only"], v["where"], v["held_rows"], v["open_episodes"]) for v in versions] == [
+        (True, "episode.task = 'hopper'", 2, 0),
+        (False, None, 0, 1),
+    ]
+
+
 def test_progress_goes_to_a_terminal_on_stderr_only(live: list[str], tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     process = program("snapshot", "live", "--to", str(tmp_path / "replay"), "--json", stderr=theirs)

@@ -40,7 +40,14 @@ def _links(seed: int, count: int) -> list[Promotion]:
     total = 0
     for k in range(count):
         workspace = chance.randrange(3)
-        record: dict[str, Any] = {"extents": [], "facts": [], "gaps": [], "missing_rows": 0, "missing_facts": 0}
+        record: dict[str, Any] = {
+            "extents": [],
+            "facts": [],
+            "gaps": [],
+            "held": [],
+            "missing_rows": 0,
+            "missing_facts": 0,
+        }
         for writer in sorted(chance.sample((2 * workspace, 2 * workspace + 1), chance.randint(1, 2))):
             if chance.random() < 0.2:
                 record["gaps"].append([str(writer), rows[writer], rows[writer] + 5])
@@ -53,7 +60,13 @@ def _links(seed: int, count: int) -> list[Promotion]:
             if chance.random() < 0.5:
                 record["facts"].append([str(writer), facts[writer], facts[writer] + 2])
                 facts[writer] += 2
-        record |= {"schema": "s", "lineage": {}, "staged": ["facts"] if record["facts"] else [], "statistics": {"k": k}}
+        record |= {
+            "counts": {"open_episodes": k},
+            "schema": "s",
+            "lineage": {},
+            "staged": ["facts"] if record["facts"] else [],
+            "statistics": {"k": k},
+        }
         tag = f"t{k}" if chance.random() < 0.3 else ""
         parent = out[-1].id if out else ""
         out.append(Promotion(f"p{k}", parent, f"s{k}", k + 1, k, f"w{workspace}", tag, 0, total, record))

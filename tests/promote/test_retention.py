@@ -66,6 +66,7 @@ def _promotion(
         "extents": [[str(w), a, b] for w, a, b in extents],
         "facts": [],
         "gaps": [[str(w), a, b] for w, a, b in gaps or []],
+        "held": [],
     }
     return Promotion("p", "", "", 1, 0, workspace, "", 0, 0, record)
 

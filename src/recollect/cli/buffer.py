@@ -70,6 +70,10 @@ def _describe(version: Version) -> dict[str, Any]:
         "rows": version.rows,
         "rows_added": version.rows_added,
         "workspace": version.workspace,
+        "finished_only": version.finished_only,
+        "where": version.where,
+        "held_rows": version.held_rows,
+        "open_episodes": version.open_episodes,
         "mean_return": returns["mean"],
         "returns": returns,
     }

@@ -25,6 +25,18 @@ def snapshot(
         ),
     ],
     tag: Annotated[str | None, typer.Option(help="Give the new version this name.", show_default=False)] = None,
+    finished_only: Annotated[
+        bool, typer.Option("--finished-only", help="Leave out episodes that an agent has open; they stay promotable.")
+    ] = False,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Only episodes that this is true of, such as \"episode.task = 'hopper'\"; the others stay promotable.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be promoted; write nothing.")] = False,
     storage_option: StorageOptions = None,
     json: Json = False,
 ) -> None:
@@ -34,7 +46,10 @@ def snapshot(
     out = Output(context, json)
     target, options = location(to), storage_options(storage_option)
     with open_workspace(name) as ws, _bar() as progress:
-        made = ws.snapshot(target, tag, storage_options=options, progress=progress)
+        made = ws.snapshot(
+            target, tag, storage_options=options, finished_only=finished_only, where=where, dry_run=dry_run,
+            progress=progress,
+        )  # fmt: skip
     if out.json:
         rest = {k: v for k, v in vars(made).items() if k != "cut"}
         out.document(plain(rest) | {"cut": None if made.cut is None else made.cut.to_dict()})

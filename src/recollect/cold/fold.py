@@ -12,11 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recollect.view import Cut, Extent, merged
+from recollect.view.reach import pack, unpack
 
 FOLDED_KEYS = {
-    "extents", "facts", "gaps", "missing_rows", "missing_facts", "statistics", "schema", "lineage", "staged",
+    "extents", "facts", "gaps", "held", "counts", "missing_rows", "missing_facts", "statistics", "schema", "lineage",
+    "staged",
 }  # fmt: skip
 """What a promotion's record may hold: whatever is added there has to be folded here as well."""
+PACKED_KEYS = ("extents", "gaps", "held")
+"""Those of them that are ranges of rows, and are written packed."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,15 @@ class Promotion:
         return replace(self, record={k: v for k, v in self.record.items() if k != "statistics"})
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+        """What is written down: JSON types, ranges of rows packed."""
+        packed = {k: pack(self.record[k]) for k in PACKED_KEYS if k in self.record}
+        return {**vars(self), "record": {**self.record, **packed}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Promotion:
-        return cls(**data)
+        record = data["record"]
+        ranges = {k: unpack(record[k]) for k in PACKED_KEYS if k in record}
+        return cls(**{**data, "record": {**record, **ranges}})
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,8 @@ def _summary(links: Sequence[Promotion]) -> Promotion:
         "extents": _union(e for p in links for e in p.record["extents"]),
         "facts": _union(e for p in links for e in p.record["facts"]),
         "gaps": _union(e for p in links for e in p.record["gaps"]),
+        "held": _union(e for p in links for e in p.record["held"]),
+        "counts": links[-1].record["counts"],
         "missing_rows": max(p.record["missing_rows"] for p in links),
         "missing_facts": sum(p.record["missing_facts"] for p in links),
         "schema": links[-1].record["schema"],

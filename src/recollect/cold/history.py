@@ -30,6 +30,7 @@ from recollect.cold.fold import FOLDED_KEYS, Fold, Promotion, cut_of, fold, stag
 from recollect.cold.location import Location
 from recollect.errors import CorruptionError, NotFound, StoreError
 from recollect.view import Cut, Extent
+from recollect.view.reach import pack, unpack
 
 FOLDER = "history"
 FOLD_LINKS = 64
@@ -53,7 +54,7 @@ _FOLD = pa.schema(
         pa.field("last", pa.string()),
         pa.field("count", pa.int64()),
         pa.field("earlier", pa.list_(pa.string())),
-        pa.field("extents", pa.list_(pa.int64())),
+        pa.field("extents", pa.string(), metadata=_ZSTD),
         pa.field("stages", pa.list_(pa.string())),
         pa.field("summaries", pa.string(), metadata=_ZSTD),
         pa.field("links", pa.string(), metadata=_ZSTD),
@@ -204,13 +205,12 @@ class Records:
 
     def _read_fold(self, name: str) -> Fold:
         row = self._read(f"fold-{name}", ["last", "count", "earlier", "extents", "stages", "summaries"])
-        flat = row["extents"]
         return Fold(
             name,
             tuple(row["earlier"]),
             row["last"],
             row["count"],
-            tuple(Extent(*e) for e in zip(flat[::3], flat[1::3], flat[2::3], strict=True)),
+            tuple(Extent(*e) for e in unpack(json.loads(row["extents"]))),
             tuple(Promotion.from_dict(d) for d in json.loads(row["summaries"])),
             tuple(row["stages"]),
         )
@@ -243,8 +243,8 @@ class Records:
         if len(opened) >= FOLD_LINKS or weight(opened) >= FOLD_WEIGHT:
             opened, name = (), self._write_fold(parent, promotion.base_version)
         row = {
-            "promotion": [json.dumps(promotion.to_dict())],
-            "open": [json.dumps([p.slim().to_dict() for p in opened])],
+            "promotion": [_text(promotion.to_dict())],
+            "open": [_text([p.slim().to_dict() for p in opened])],
             "fold": [name],
         }
         self._write(promotion.id, row, _RECORD, promotion.base_version)
@@ -256,10 +256,10 @@ class Records:
             "last": [made.last],
             "count": [made.count],
             "earlier": [list(made.earlier)],
-            "extents": [[n for e in made.extents for n in e]],
+            "extents": [_text(pack(made.extents))],
             "stages": [list(made.stages)],
-            "summaries": [json.dumps([p.to_dict() for p in made.summaries])],
-            "links": [json.dumps([p.to_dict() for p in full])],
+            "summaries": [_text([p.to_dict() for p in made.summaries])],
+            "links": [_text([p.to_dict() for p in full])],
         }
         self._write(f"fold-{made.name}", row, _FOLD, base_version)
         return made.name
@@ -278,3 +278,8 @@ class Records:
         if self._session is None:
             self._session = LanceFileSession(self.location.uri, storage_options=self.location.options)
         return self._session
+
+
+def _text(value: Any) -> str:
+    """JSON without spaces: most of a record may be ranges, small numbers each."""
+    return json.dumps(value, separators=(",", ":"))

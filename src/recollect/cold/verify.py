@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recollect.cold.dataset import Datasets
 from recollect.cold.faults import store_errors
 from recollect.cold.history import History
+from recollect.cold.watermark import watermark
 from recollect.errors import CorruptionError, NotFound, RecollectError, StoreError
 from recollect.view import Cut
 
@@ -134,13 +135,17 @@ class _Check:
             self._order(name, [p for p in parts if p is not None], cut)
 
     def _history(self, name: str, history: History, cut: Cut) -> None:
-        """Watermark and totals: every promotion's ranges follow its writer's earlier ones, and the sums agree."""
+        """Watermark and totals: no row is named twice, every one before them is accounted for, and the sums agree."""
         ranges = sorted(cut.extents)
         for before, after in pairwise(ranges):
             if before.writer == after.writer and after.start < before.stop:
                 self.report.add(name, f"rows {after.start} to {before.stop} of writer {after.writer} are named twice")
         if history.head is not None and history.head.total_rows != cut.rows:
             self.report.add(name, f"its promotions name {cut.rows} rows, the newest counts {history.head.total_rows}")
+        try:
+            watermark(history.chain)
+        except CorruptionError as e:
+            self.report.add(name, e.message)
 
     def _order(self, name: str, parts: list[NDArray[np.int64]], cut: Cut) -> None:
         """The rows are those of the cut, in its order; so no id is there twice."""

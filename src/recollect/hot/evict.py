@@ -30,6 +30,7 @@ from recollect.hot.store import HotStore
 from recollect.hot.targets import read_home, trusted
 from recollect.records.layout import TERMINATED, TRUNCATED
 from recollect.view import EpisodeKey, Fact
+from recollect.view.reach import Mark
 
 LEAVING = ".evicted"
 _hashes: weakref.WeakKeyDictionary[Segment, NDArray[np.uint64]] = weakref.WeakKeyDictionary()
@@ -57,12 +58,12 @@ class Eviction:
     reason: str = ""
 
 
-def weigh(store: HotStore, keep: Keep, now_ns: int) -> tuple[Choice, Mapping[int, tuple[int, int]], str]:
+def weigh(store: HotStore, keep: Keep, now_ns: int) -> tuple[Choice, Mapping[int, Mark], str]:
     """What would go now, what the home buffer holds, and why that is nothing."""
     root = store.folder.parent
     marks, reason = trusted(root, read_home(root))
     logs = [log for log in list(store.logs.values()) if not log.gone]
-    parcels = {log.writer: _parcels(log, marks.get(log.writer, (0, 0))) for log in logs}
+    parcels = {log.writer: _parcels(log, marks.get(log.writer, Mark())) for log in logs}
     size = sum(len(s.map) for log in logs for s in log.segments)
     if keep.bytes is not None:
         size += sum(_size(p) for log in logs for p in log.folder.glob("*.tails"))
@@ -121,7 +122,7 @@ def _remove(log: Path, writer: int) -> None:
         shutil.rmtree(log / f".{folder.name}{LEAVING}", ignore_errors=True)
 
 
-def _parcels(log: WriterLog, mark: tuple[int, int]) -> list[Parcel]:
+def _parcels(log: WriterLog, mark: Mark) -> list[Parcel]:
     """The segments of a log that are not written any more."""
     segments = tuple(log.segments)
     out = []
@@ -135,7 +136,7 @@ def _parcels(log: WriterLog, mark: tuple[int, int]) -> list[Parcel]:
             newest = max(newest, int(segment.records["time"][stop - first - 1]))
         if fact_stop > fact:
             newest = max(newest, int(segment.facts["time"][fact_stop - fact - 1]))
-        promoted = stop <= mark[0] and fact_stop <= mark[1]
+        promoted = not mark.lacking(first, stop) and stop <= mark.rows and fact_stop <= mark.facts
         out.append(Parcel(stop - first, fact_stop - fact, len(segment.map), newest, promoted))
     return out
 
@@ -182,16 +183,16 @@ class _Pass:
             note, count = self.notes.get(writer, log.first), going.get(writer, 0)
             kept = tuple(f for f in facts[writer] if self._needed(f))
             row, fact = self.stops[writer]
-            marks = self.marks.get(writer, (0, 0))
+            mark = self.marks.get(writer, Mark())
             lost = len(facts[writer]) - len(kept)
-            missed = sum(f.seq >= marks[1] for f in facts[writer]) - sum(f.seq >= marks[1] for f in kept)
+            missed = sum(f.seq >= mark.facts for f in facts[writer]) - sum(f.seq >= mark.facts for f in kept)
             after = replace(
                 note,
                 facts=kept,
                 resumed=self._still_resumed(log) if count else log.first.resumed,
                 closed=self._still_closed(log) if count else log.first.closed,
                 evicted_facts=fact - len(kept),
-                dropped_rows=note.dropped_rows + max(0, row - max(log.first.row, marks[0])),
+                dropped_rows=note.dropped_rows + mark.lacking(log.first.row, row),
                 dropped_facts=note.dropped_facts + missed,
             )
             if log.sealed and count == len(log.segments) and not kept:

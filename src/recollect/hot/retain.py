@@ -20,6 +20,7 @@ from recollect.hot.keep import Keep
 from recollect.hot.store import HotStore
 from recollect.hot.targets import read_cursors, read_home
 from recollect.hot.writer import Writer
+from recollect.view.reach import Mark
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Retainer:
             TargetStats(
                 c.uri,
                 c.version,
-                sum(max(0, log.rows - c.marks.get(log.writer, (0, 0))[0]) for log in logs),
+                sum(c.marks.get(log.writer, Mark()).lacking(0, log.rows) for log in logs),
                 c.uri == at_home,
             )
             for c in read_cursors(self._path)

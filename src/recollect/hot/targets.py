@@ -17,6 +17,9 @@ from pathlib import Path
 from recollect.errors import CorruptionError
 from recollect.hot.files import create_exclusive, os_errors, replace_file
 from recollect.hot.notes import pack, unpack
+from recollect.view.reach import Mark
+from recollect.view.reach import pack as pack_ranges
+from recollect.view.reach import unpack as unpack_ranges
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Cursor:
     Attributes:
         uri: the buffer; `version` its newest one then, `promotion` the id that it ended with.
         time_ns: when it was read.
-        marks: writer → (rows, facts) that it holds, of the writers that were in the workspace.
+        marks: writer → how far it got, of the writers that were in the workspace.
         problem: why eviction may not go by it, "" while it may.
     """
 
@@ -34,7 +37,7 @@ class Cursor:
     version: int
     promotion: str
     time_ns: int
-    marks: Mapping[int, tuple[int, int]] = field(repr=False)
+    marks: Mapping[int, Mark] = field(repr=False)
     problem: str = ""
 
 
@@ -74,13 +77,23 @@ def read_cursor(root: Path, uri: str) -> Cursor | None:
         data = unpack((root / "targets" / f"{digest(uri)}.json").read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-    marks = {int(writer): (rows, facts) for writer, rows, facts in data.pop("marks")}
+    held: dict[int, list[tuple[int, int]]] = {}
+    for writer, start, stop in unpack_ranges(data.pop("held")):
+        held.setdefault(int(writer), []).append((start, stop))
+    marks = {
+        int(writer): Mark(rows, facts, tuple(held.get(int(writer), ()))) for writer, rows, facts in data.pop("marks")
+    }
     return Cursor(**data, marks=marks)
 
 
 def write_cursor(root: Path, cursor: Cursor) -> None:
     """Durable when it returns."""
-    data = {**cursor.__dict__, "marks": [[str(w), rows, facts] for w, (rows, facts) in sorted(cursor.marks.items())]}
+    marks = sorted(cursor.marks.items())
+    data = {
+        **cursor.__dict__,
+        "marks": [[str(w), m.rows, m.facts] for w, m in marks],
+        "held": pack_ranges((str(w), *r) for w, m in marks for r in m.held),
+    }
     with os_errors("writing cursor of", root):
         replace_file(root / "targets" / f"{digest(cursor.uri)}.json", pack(data))
 
@@ -111,7 +124,7 @@ def damaged_cursors(root: Path) -> list[Path]:
     return out
 
 
-def trusted(root: Path, home: str | None) -> tuple[Mapping[int, tuple[int, int]], str]:
+def trusted(root: Path, home: str | None) -> tuple[Mapping[int, Mark], str]:
     """What eviction may take for promoted, and why that is nothing (""  when there is no reason)."""
     if home is None:
         return {}, "no snapshot was made yet"

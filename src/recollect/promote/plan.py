@@ -6,16 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from recollect.cold.fold import Promotion
-from recollect.errors import CorruptionError
+from recollect.cold.watermark import watermark
 from recollect.view import Cut, Extent
-
-
-@dataclass(frozen=True)
-class Mark:
-    """How far one writer was promoted: rows and facts below these counts."""
-
-    rows: int = 0
-    facts: int = 0
+from recollect.view.reach import Mark, by_writer, union, without
 
 
 @dataclass(frozen=True)
@@ -23,14 +16,18 @@ class Plan:
     """The rows and facts that a promotion adds.
 
     Attributes:
-        extents: rows, writers in the order of their ids.
+        extents: rows, by writer and number.
         facts: (writer, start, stop).
-        gaps: rows before the extents that were evicted before this buffer got them.
+        gaps: rows that were evicted before this buffer got them.
+        held: one range per writer that has rows left out: what lies in it and is in no promotion's extents or gaps is
+            held back. `held_rows` how many rows of the cut are.
     """
 
     extents: tuple[Extent, ...]
     facts: tuple[tuple[int, int, int], ...]
     gaps: tuple[Extent, ...] = ()
+    held: tuple[Extent, ...] = ()
+    held_rows: int = 0
 
     @property
     def rows(self) -> int:
@@ -41,52 +38,42 @@ class Plan:
         return not self.extents and not self.facts
 
 
-def watermark(chain: Iterable[Promotion]) -> dict[int, Mark]:
-    """Writer → what the promotions of a chain hold of it. Rows that were evicted before they could be promoted are
-    named as gaps by the promotion that comes after them, and count as passed.
-
-    Raises:
-        CorruptionError: rows were promoted twice, or left out between two promotions.
-    """
-    marks: dict[int, Mark] = {}
-    for promotion in chain:
-        gaps = {(int(text), start): stop for text, start, stop in promotion.record.get("gaps", ())}
-        for text, start, stop in promotion.record["extents"]:
-            writer = int(text)
-            mark = marks.get(writer, Mark())
-            mark = Mark(gaps.get((writer, mark.rows), mark.rows), mark.facts)
-            if start != mark.rows or stop < start:
-                raise CorruptionError(
-                    f"promotion {promotion.id} holds rows {start} to {stop} of writer {writer}, after {mark.rows}"
-                )
-            marks[writer] = Mark(stop, mark.facts)
-        for text, start, stop in promotion.record["facts"]:
-            writer = int(text)
-            mark = marks.get(writer, Mark())
-            if start != mark.facts or stop < start:
-                raise CorruptionError(
-                    f"promotion {promotion.id} holds facts {start} to {stop} of writer {writer}, after {mark.facts}"
-                )
-            marks[writer] = Mark(mark.rows, stop)
-    return marks
-
-
-def plan(cut: Cut, marks: Mapping[int, Mark]) -> Plan:
-    """What `cut` holds beyond `marks`."""
-    extents, gaps = [], []
+def pending(cut: Cut, marks: Mapping[int, Mark]) -> tuple[tuple[Extent, ...], tuple[Extent, ...]]:
+    """The rows of `cut` that are not promoted, and those before its extents that are neither promoted nor there any
+    more; both by writer and number."""
+    rows: list[Extent] = []
+    gaps: list[Extent] = []
     for e in cut.extents:
-        start = marks.get(e.writer, Mark()).rows
-        if start < e.start:
-            gaps.append(Extent(e.writer, start, e.start))
-            start = e.start
-        if e.stop > start:
-            extents.append(Extent(e.writer, start, e.stop))
+        mark = marks.get(e.writer, Mark())
+        missing = [*mark.held, *([(mark.rows, e.stop)] if e.stop > mark.rows else [])]
+        for start, stop in union(missing):
+            if start < e.start:
+                gaps.append(Extent(e.writer, start, min(stop, e.start)))
+            if stop > e.start and start < e.stop:
+                rows.append(Extent(e.writer, max(start, e.start), min(stop, e.stop)))
+    return tuple(sorted(rows)), tuple(sorted(gaps))
+
+
+def plan(cut: Cut, marks: Mapping[int, Mark], left_out: Iterable[Extent] = ()) -> Plan:
+    """What `cut` holds beyond `marks`, but for the rows of `left_out`, whose ranges are sorted."""
+    waiting, gaps = pending(cut, marks)
+    left = by_writer(left_out)
+    extents: list[Extent] = []
+    held: list[Extent] = []
+    held_rows = 0
+    for writer, ranges in by_writer(waiting).items():
+        taken = without(ranges, left.get(writer, ()))
+        kept_back = without(ranges, taken)
+        extents += (Extent(writer, a, b) for a, b in taken)
+        if kept_back:
+            held.append(Extent(writer, kept_back[0][0], kept_back[-1][1]))
+            held_rows += sum(b - a for a, b in kept_back)
     facts = []
     for writer, stop in cut.facts:
         start = marks.get(writer, Mark()).facts
         if stop > start:
             facts.append((writer, start, stop))
-    return Plan(tuple(sorted(extents)), tuple(sorted(facts)), tuple(sorted(gaps)))
+    return Plan(tuple(extents), tuple(sorted(facts)), gaps, tuple(held), held_rows)
 
 
 def missing(firsts: Mapping[int, int], gone_rows: int, chain: Iterable[Promotion], workspace: str) -> int:
@@ -107,3 +94,6 @@ def missing(firsts: Mapping[int, int], gone_rows: int, chain: Iterable[Promotion
             else:
                 gone += stop - start
     return sum(firsts[w] - held[w] for w in firsts) + max(0, gone_rows - gone)
+
+
+__all__ = ["Mark", "Plan", "missing", "pending", "plan", "watermark"]

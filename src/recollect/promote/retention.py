@@ -7,10 +7,10 @@ from pathlib import Path
 
 from recollect.cold.dataset import Datasets
 from recollect.cold.location import Location
+from recollect.cold.watermark import watermark
 from recollect.errors import RecollectError
 from recollect.hot.files import locked, writers_folders
 from recollect.hot.targets import Cursor, fix_home, read_cursor, read_home, write_cursor
-from recollect.promote.plan import watermark
 from recollect.promote.snapshot import PROMOTER_WAIT_S
 
 
@@ -43,7 +43,7 @@ def _move(root: Path, workspace: str, location: Location) -> str:
     if not mine:
         return ""
     here = {int(f.name, 16) for f in writers_folders(root / "log")}
-    marks = {w: (m.rows, m.facts) for w, m in watermark(chain).items() if w in here}
+    marks = {w: mark for w, mark in watermark(chain).items() if w in here}
     fix_home(root, location.uri)
     problem = ""
     if gone:

@@ -8,79 +8,35 @@ visible together; a commit by anyone else in between refuses ours, and we look a
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
-from recollect.cold.arrow import to_batches
-from recollect.cold.compact import full_rows
-from recollect.cold.dataset import FACTS, Datasets
+from recollect.cold.dataset import Datasets
 from recollect.cold.faults import Backoff, persist
 from recollect.cold.fold import Promotion
 from recollect.cold.history import History
 from recollect.cold.location import Location
 from recollect.errors import AlreadyExists, ConflictError, NotFound, StoreError, StoreUnavailable
 from recollect.hot.files import locked
-from recollect.hot.store import HotStore
-from recollect.promote.plan import Mark, Plan, missing, plan, watermark
+from recollect.hot.store import HotStore, State
+from recollect.promote.choose import Selection, Survey, survey
+from recollect.promote.plan import Mark, Plan, missing, pending, plan, watermark
+from recollect.promote.result import Snapshot, nothing_to_promote
+from recollect.promote.stage import Progress, Staged, facts_of, pieces_of, stage
 from recollect.promote.statistics import Statistics
 from recollect.promote.tags import check_tag
 from recollect.promote.upkeep import row_bytes, tend
-from recollect.records.block import Block
-from recollect.records.build import build_view, unchanged
 from recollect.records.layout import Layout
-from recollect.schema.arrow import arrow_schema
-from recollect.view import Cut, Fact, FactIndex
+from recollect.view import Cut, FactIndex
+from recollect.where.parse import parse
 
 ATTEMPTS = 50
 STAGE_LIFETIME_S = 24 * 3600
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The outcome of a snapshot.
-
-    Attributes:
-        uri: the buffer.
-        version, tag: the version that holds the cut, and its name (None when none was asked for).
-        rows_added, facts_added: what this call promoted; both 0 when there was nothing new.
-        rows: rows of the version.
-        created: whether the buffer was created.
-        gap_rows: rows that were evicted before this buffer got them, and that no earlier snapshot to it had named;
-            `gap_facts` facts that this one would have promoted and that were evicted with their episodes.
-        evicted_rows: rows that the workspace let go afterwards, since its home buffer holds them now.
-        note: why nothing could be let go, or the buffer not be compacted; "" where all went well.
-        cut: what was promoted; what the workspace held where that was nothing new; None where it holds nothing.
-        seconds: wall time.
-        message: one line for people.
-    """
-
-    uri: str
-    version: int | None
-    tag: str | None
-    rows_added: int
-    facts_added: int
-    rows: int
-    created: bool
-    cut: Cut | None
-    seconds: float
-    message: str
-    gap_rows: int = 0
-    gap_facts: int = 0
-    evicted_rows: int = 0
-    note: str = ""
-
-
 PROMOTER_WAIT_S = 600.0
 """How long a promotion waits for another one of the same workspace to the same buffer."""
 
@@ -92,6 +48,10 @@ def snapshot(
     location: Location,
     tag: str | None,
     progress: Progress | None,
+    *,
+    finished_only: bool = False,
+    where: str | None = None,
+    dry_run: bool = False,
 ) -> Snapshot:
     """Promotes what `store` holds beyond the buffer at `location`.
 
@@ -99,8 +59,12 @@ def snapshot(
         workspace: the workspace's id; `lock` a file of it that serialises its promoters on this machine.
         tag: name of the version; None for none.
         progress: called with rows written and rows to write.
+        finished_only: leaves out episodes that somebody has open (`promote.choose.survey`).
+        where: takes only episodes that this condition on their facts is true of.
+        dry_run: plans and counts, writes nothing and takes no lock.
 
     Raises:
+        ArgumentError: a condition that cannot be read, or that asks for fields of steps.
         AlreadyExists: the tag names another version.
         SchemaMismatch: the buffer has another schema.
         ConflictError: others committed first, 50 times over; or another promotion from here did not end.
@@ -108,9 +72,17 @@ def snapshot(
     """
     check_tag(tag)
     started = time.perf_counter()
+    condition = None
+    if where is not None:
+        store.layouts.refresh()
+        condition = parse(where, store.layout.schema)
+        condition.require_episode_only("snapshot(where=)")
+    promotion = _Promotion(store, workspace, location, tag, progress, Selection(finished_only, condition), started)
+    if dry_run:
+        with store.pinned():
+            return promotion.rehearse()
     lock.parent.mkdir(parents=True, exist_ok=True)
     with locked(lock, PROMOTER_WAIT_S), store.pinned():
-        promotion = _Promotion(store, workspace, location, tag, progress, started)
         done = promotion.run()
     if not done.rows_added:
         return done
@@ -125,27 +97,34 @@ class _Promotion:
         location: Location,
         tag: str | None,
         progress: Progress | None,
+        selection: Selection,
         started: float,
     ) -> None:
         self.store, self.workspace, self.location, self.tag = store, workspace, location, tag
+        self.selection = selection
         self.data: Datasets
         self.layout: Layout  # the newest when the cut was taken: the schema may evolve meanwhile
+        self.state: State
         self.progress, self.started = progress, started
         self.created = False
-        self.staged: tuple[Plan, list[Any], str, list[str], Statistics] | None = None
+        self.staged: Staged | None = None
         self.staged_at = 0.0
-        self.attempts: dict[str, tuple[int, Plan]] = {}
-        """Promotion id → (base version, what it holds), of every commit tried: a refusal may echo our own success."""
-        self.facts: dict[int, Callable[[], list[Fact]]] = {}
-        self.firsts: dict[int, int] = {}
-        self.gone_rows = self.gap_rows = self.gap_facts = 0
+        self.attempts: dict[str, tuple[int, Plan, Survey]] = {}
+        """Promotion id → base version and what it holds, of every commit tried: a refusal may echo our own success."""
+        self.survey: Survey | None = None
+        self.index: FactIndex | None = None
+        self.gap_rows = self.gap_facts = 0
 
     def run(self) -> Snapshot:
-        cut, self.facts, self.firsts, self.gone_rows = self.store.state()
-        self.layout = self.store.layout
-        data = self._open(create=bool(cut.extents or cut.facts))
+        cut = self._begin()
+        data = self._open()
         if data is None:
-            return nothing_to_promote(self.location)
+            todo, found = self._plan(cut, {})
+            if todo.is_empty or (not todo.rows and todo.held_rows):
+                return self._nothing_yet(todo, found)
+            data = persist(lambda: Datasets.create(self.location, self.layout.schema))
+            self.created = True
+            self._require_schema(data)
         self.data = data
         backoff = Backoff()
         while True:
@@ -153,6 +132,56 @@ class _Promotion:
                 return self._promote(data, cut)
             except StoreUnavailable as e:
                 backoff.wait(e)  # what came of it is unknown: the next round looks first
+
+    def rehearse(self) -> Snapshot:
+        """What `run` would do now. Reads only."""
+        cut = self._begin()
+        data = self._open()
+        chain: list[Promotion] = []
+        version = None
+        if data is not None:
+            data.refresh()
+            chain, version = data.history().chain, int(data.steps.version)
+            intent = self._intent(data, chain)
+            if intent is not None and intent.tag == self.tag:
+                return replace(self._finished_earlier(data.version_of(intent), intent), dry_run=True)
+        todo, found = self._plan(cut, watermark(chain))
+        if data is None and (todo.is_empty or (not todo.rows and todo.held_rows)):
+            return replace(self._nothing_yet(todo, found), dry_run=True)
+        self.gap_rows = self._new_gap(chain)
+        if data is not None:
+            tagged = self._tagged_version(data, todo)
+            if todo.is_empty:
+                return replace(self._nothing_new(data, chain, cut, tagged, todo, found), dry_run=True)
+        self.created = data is None
+        self.gap_facts = facts_of(todo, self.state.facts)[1]
+        total = (chain[-1].total_rows if chain else 0) + todo.rows
+        what = f"would create {self.location.uri}, " if self.created else f"would add to {self.location.uri}, "
+        done = self._result(0, todo, found, total)
+        return replace(
+            done,
+            version=version if chain else None,
+            dry_run=True,
+            message=f"{what}{todo.rows:,} rows of {found.episodes:,} episodes, {total:,} rows in all"
+            f"{self._left(todo, found)}{self._gap()}; nothing was written",
+        )
+
+    def _begin(self) -> Cut:
+        self.state = self.store.state()
+        self.layout = self.store.layout
+        return self.state.cut
+
+    def _plan(self, cut: Cut, marks: dict[int, Mark]) -> tuple[Plan, Survey]:
+        """What to add beyond `marks`, and the episodes concerned; looked at anew when others promoted some."""
+        waiting, _ = pending(cut, marks)
+        if self.survey is None or self.survey.waiting != waiting:
+            self.survey = survey(self.store, self.layout, cut, waiting, self._facts, self.selection)
+        return plan(cut, marks, self.survey.left_out), self.survey
+
+    def _facts(self) -> FactIndex:
+        if self.index is None:
+            self.index = FactIndex.of(f for read in self.state.facts.values() for f in read())
+        return self.index
 
     def _promote(self, data: Datasets, cut: Cut) -> Snapshot:
         for attempt in range(ATTEMPTS):
@@ -163,28 +192,29 @@ class _Promotion:
             finished = self._finish_intent(data, chain)
             if finished is not None and finished.tag == self.tag:
                 return self._finished_earlier(data.version_of(finished), finished)
-            todo = plan(cut, watermark(chain))
-            self.gap_rows = self._missing(chain) - max(
-                (p.record.get("missing_rows", 0) for p in self._mine(chain)), default=0
-            )
+            todo, found = self._plan(cut, watermark(chain))
+            self.gap_rows = self._new_gap(chain)
             landed = self._landed(history)
             if landed is not None:
-                found = data.version_of(landed)
-                self._tag(data, found)
-                return self._result(found, self.attempts[landed.id][1], landed.total_rows, cut)
+                at = data.version_of(landed)
+                self._tag(data, at)
+                return self._result(at, *self.attempts[landed.id][1:], landed.total_rows)
             tagged = self._tagged_version(data, todo)
             if todo.is_empty:
-                return self._nothing_new(data, chain, cut, tagged)
+                if chain and tagged is None:
+                    self._tag(data, int(data.steps.version))
+                return self._nothing_new(data, chain, cut, tagged, todo, found)
             if self.staged is not None and time.monotonic() - self.staged_at > STAGE_LIFETIME_S:
                 self.staged = None  # whoever cleans up may have taken the files for abandoned
-            if self.staged is None or self.staged[0] != todo:
+            if self.staged is None or self.staged.todo != todo:
                 self.staged_at = time.monotonic()
-                self.staged = (todo, *self._stage(data, todo))
-            version = self._commit(data, base, history, self.staged)
+                facts, self.gap_facts = facts_of(todo, self.state.facts)
+                self.staged = stage(data, self.store, self.layout, todo, facts, self.progress)
+            version = self._commit(data, base, history, self.staged, found)
             if version is not None:
                 self._tag(data, version)
                 total = (chain[-1].total_rows if chain else 0) + todo.rows
-                return self._result(version, todo, total, cut)
+                return self._result(version, todo, found, total)
             time.sleep(random.SystemRandom().uniform(0.005, 0.02) * min(attempt + 1, 20))
         raise ConflictError(
             f"snapshot to {self.location.uri!r}: others committed first {ATTEMPTS} times",
@@ -193,7 +223,7 @@ class _Promotion:
 
     def _landed(self, history: History) -> Promotion | None:
         """The one of our attempts that the buffer holds, None for none."""
-        for name, (base, _) in self.attempts.items():
+        for name, (base, _, _) in self.attempts.items():
             if (found := history.find(name, base)) is not None:
                 return found
         return None
@@ -202,34 +232,44 @@ class _Promotion:
         return [p for p in chain if p.workspace == self.workspace]
 
     def _missing(self, chain: list[Promotion]) -> int:
-        return missing(self.firsts, self.gone_rows, chain, self.workspace)
+        return missing(self.state.firsts, self.state.gone_rows, chain, self.workspace)
 
-    def _open(self, *, create: bool) -> Datasets | None:
-        """The buffer, created where there is none and something to put into it."""
+    def _new_gap(self, chain: list[Promotion]) -> int:
+        """Rows that are gone, beyond those that a promotion of ours has told."""
+        told = max((p.record.get("missing_rows", 0) for p in self._mine(chain)), default=0)
+        return self._missing(chain) - int(told)
+
+    def _open(self) -> Datasets | None:
+        """The buffer, None where there is none."""
         try:
             data = persist(lambda: Datasets.open_(self.location))
         except NotFound:
-            if not create:
-                return None
-            data = persist(lambda: Datasets.create(self.location, self.layout.schema))
-            self.created = True
+            return None
+        self._require_schema(data)
+        return data
+
+    def _require_schema(self, data: Datasets) -> None:
         what = f"buffer {self.location.uri!r}"
         if data.schema.evolves_to(self.layout.schema):
             self.layout.schema.require_equal(
                 data.schema, what=what, remedy="The workspace's schema has evolved since: snapshot to a new buffer"
             )
         self.layout.schema.require_equal(data.schema, what=what)
-        return data
 
     # -- tags ----------------------------------------------------------------------------------------------
 
+    def _intent(self, data: Datasets, chain: list[Promotion]) -> Promotion | None:
+        """A promotion of ours that was killed before it made its tag, None for none."""
+        mine = [p for p in self._mine(chain) if p.tag and p.id not in self.attempts]
+        return mine[-1] if mine and data.tagged(mine[-1].tag) is None else None
+
     def _finish_intent(self, data: Datasets, chain: list[Promotion]) -> Promotion | None:
         """Makes the tag that a promotion of ours was killed before making; that promotion, None for none."""
-        mine = [p for p in chain if p.workspace == self.workspace and p.tag and p.id not in self.attempts]
-        if mine and data.tagged(mine[-1].tag) is None:
+        intent = self._intent(data, chain)
+        if intent is not None:
             with contextlib.suppress(NotFound):  # cleaned up since, without its tag
-                data.create_tag(mine[-1].tag, data.version_of(mine[-1]))
-                return mine[-1]
+                data.create_tag(intent.tag, data.version_of(intent))
+                return intent
         return None
 
     def _tagged_version(self, data: Datasets, todo: Plan) -> int | None:
@@ -258,130 +298,54 @@ class _Promotion:
                     remedy="Run the snapshot again with another tag",
                 )
 
-    # -- staging -------------------------------------------------------------------------------------------
-
-    def _stage(self, data: Datasets, todo: Plan) -> tuple[list[Any], str, list[str], Statistics]:
-        """Writes rows, facts and tails where no reader looks yet."""
-        stage, now = uuid.uuid4().hex, time.time_ns()
-        brought: list[str] = []
-        statistics = Statistics(self.layout, None)
-        pieces = self.store.pieces(todo.extents, self.layout)
-        fragments = []
-        if todo.rows:
-            form = arrow_schema(self.layout.schema)
-            rows = self._batches(pieces, form, statistics, todo.rows)
-            fragments = data.stage_steps(rows, form, max_rows=full_rows(row_bytes(self.layout)))
-        if todo.facts:
-            data.append("facts", self._facts_table(todo, stage, now))
-            brought.append("facts")
-        tails = self._tails(todo)
-        if tails is not None:
-            form = data.dataset("tails").schema
-            inner = pa.schema(list(form)[2:])
-            batches = list(to_batches(self.layout, [(tails, 0, len(tails.records))], inner, observations_only=True))
-            table = pa.Table.from_batches(batches, schema=inner)
-            named = [pa.array([value] * len(table), form.field(k).type) for k, value in enumerate((stage, now))]
-            data.append("tails", pa.table([*named, *table.columns], schema=form))
-            brought.append("tails")
-        return fragments, stage, brought, statistics
-
-    def _batches(
-        self, pieces: list[tuple[Block, int, int]], form: Any, statistics: Statistics, total: int
-    ) -> Iterator[Any]:
-        done = 0
-        for block, start, stop in pieces:
-            at = start
-            for batch in to_batches(self.layout, [(block, start, stop)], form):
-                statistics.add_fields(block, at, at + batch.num_rows)
-                at += batch.num_rows
-                done += batch.num_rows
-                yield batch
-                if self.progress is not None:
-                    self.progress(done, total)
-
-    def _facts_table(self, todo: Plan, stage: str, now: int) -> Any:
-        facts = [f for w, start, _ in todo.facts for f in self.facts[w]() if f.seq >= start]
-        self.gap_facts = sum(stop - start for _, start, stop in todo.facts) - len(facts)
-        return pa.table(
-            {
-                "stage": [stage] * len(facts),
-                "staged": pa.array([now] * len(facts), FACTS.field("staged").type),
-                "writer": [f.writer for f in facts],
-                "seq": [f.seq for f in facts],
-                "time": pa.array([f.time_ns for f in facts], pa.timestamp("ns", tz="UTC")),
-                "episode_writer": [f.episode.writer for f in facts],
-                "episode": [f.episode.counter for f in facts],
-                "step_writer": [f.step.writer if f.step else None for f in facts],
-                "step_seq": [f.step.seq if f.step else None for f in facts],
-                "values": [json.dumps(f.values, ensure_ascii=False) for f in facts],
-            },
-            schema=FACTS,
-        )
-
-    def _tails(self, todo: Plan) -> Block | None:
-        """Observations that follow new steps whose successor is not in the cut."""
-        found: list[Block] = []
-
-        def keep(ids: Any) -> tuple[Any, Block | None]:
-            mine = np.zeros(len(ids), np.bool_)
-            for e in todo.extents:
-                mine |= (ids["writer"] == e.writer) & (ids["seq"] >= e.start) & (ids["seq"] < e.stop)
-            got, block = self.store.tails(ids[mine], self.layout)
-            if block is not None:
-                found.append(block)
-            return got, block
-
-        if self.layout.schema.observations and todo.rows:
-            newest = Cut(todo.extents, ())
-            build_view(
-                self.layout, newest, self.store.pieces(newest.extents, self.layout), keep, FactIndex, unchanged, ""
-            )
-        if not found:
-            return None
-        return found[0]
-
     # -- committing ----------------------------------------------------------------------------------------
 
-    def _commit(
-        self,
-        data: Datasets,
-        base: Any,
-        history: History,
-        staged: tuple[Plan, list[Any], str, list[str], Statistics],
-    ) -> int | None:
+    def _commit(self, data: Datasets, base: Any, history: History, staged: Staged, found: Survey) -> int | None:
         """One attempt. The new version, or None when another commit took its place."""
-        todo, fragments, stage, brought, added = staged
+        todo = staged.todo
         parent, chain = history.head, history.chain
         total = Statistics(self.layout, parent.record["statistics"] if parent else None)
-        for path, sums in added.fields.items():
+        for path, sums in staged.statistics.fields.items():
             total.fields[path].merge_dict(sums.to_dict())
         if todo.rows:
-            total.add_returns(self.store.pieces(todo.extents, self.layout))
-        marks = watermark(chain) | {e.writer: Mark(e.stop) for e in todo.extents}
-        finished = {w for w, log in self.store.logs.items() if log.sealed and marks.get(w, Mark()).rows == log.rows}
+            total.add_returns(pieces_of(self.store, todo.extents, self.layout))
+        ends = {e.writer: e.stop for e in self.state.cut.extents}
+        finished = {w for w, log in self.store.logs.items() if log.sealed and log.rows <= ends.get(w, log.first.row)}
+        finished -= {e.writer for e in todo.held}
         finished |= {int(w) for p in self._mine(chain) for w, _, _ in p.record["extents"]} - self.store.logs.keys()
         total.close_writers(finished)
         name = uuid.uuid4().hex
-        self.attempts[name] = (int(base.version), todo)
+        self.attempts[name] = (int(base.version), todo, found)
         record = {
             "extents": [[str(e.writer), e.start, e.stop] for e in todo.extents],
             "facts": [[str(w), a, b] for w, a, b in todo.facts],
             "gaps": [[str(e.writer), e.start, e.stop] for e in todo.gaps],
             "missing_rows": self._missing(chain),
             "missing_facts": self.gap_facts,
-            "staged": brought,
+            "held": [[str(e.writer), e.start, e.stop] for e in todo.held],
+            "counts": {
+                "open_episodes": found.open_episodes,
+                "held_episodes": found.held_episodes,
+                "held_rows": todo.held_rows,
+            },
+            "staged": staged.brought,
             "statistics": total.to_dict(),
             "schema": self.layout.schema.fingerprint,
-            "lineage": {"pid": os.getpid(), "workspace_name": self.store.name},
+            "lineage": {
+                "pid": os.getpid(),
+                "workspace_name": self.store.name,
+                "finished_only": self.selection.finished_only,
+                "where": None if self.selection.where is None else str(self.selection.where),
+            },
         }
         before = parent.total_rows if parent else 0
         link = Promotion(
-            name, parent.id if parent else "", stage, int(base.version), time.time_ns(), self.workspace, self.tag or "",
-            todo.rows, before + todo.rows, record,
+            name, parent.id if parent else "", staged.stage, int(base.version), time.time_ns(), self.workspace,
+            self.tag or "", todo.rows, before + todo.rows, record,
         )  # fmt: skip
         data.record(link, history)
         try:
-            return data.commit_steps(base, fragments, name)
+            return data.commit_steps(base, staged.fragments, name)
         except ConflictError:
             return None
         except StoreError:
@@ -394,11 +358,28 @@ class _Promotion:
 
     # -- results -------------------------------------------------------------------------------------------
 
-    def _nothing_new(self, data: Datasets, chain: list[Promotion], cut: Cut, tagged: int | None) -> Snapshot:
+    def _left(self, todo: Plan, found: Survey) -> str:
+        """What was left out, for the message."""
+        if not todo.held_rows:
+            return ""
+        return f"; {todo.held_rows:,} rows of {found.held_episodes:,} episodes are held back"
+
+    def _gap(self) -> str:
+        return f"; {self.gap_rows:,} rows before them were evicted and are not here" if self.gap_rows else ""
+
+    def _nothing_yet(self, todo: Plan, found: Survey) -> Snapshot:
+        """Nothing to put into a buffer that is not there."""
+        none = nothing_to_promote(self.location)
+        if not todo.held_rows:
+            return none
+        message = f"nothing to promote{self._left(todo, found)}; {self.location.uri} is not made"
+        return replace(none, message=message, held_rows=todo.held_rows, held_episodes=found.held_episodes)
+
+    def _nothing_new(
+        self, data: Datasets, chain: list[Promotion], cut: Cut, tagged: int | None, todo: Plan, found: Survey
+    ) -> Snapshot:
         version = int(data.steps.version) if tagged is None else tagged
         gap = f"; {self.gap_rows:,} rows were evicted before they came here" if self.gap_rows else ""
-        if chain and tagged is None:
-            self._tag(data, version)
         head = data.history(data.at_version(version)).head
         rows = head.total_rows if head else 0
         return Snapshot(
@@ -412,8 +393,10 @@ class _Promotion:
             cut if chain else None,
             time.perf_counter() - self.started,
             f"nothing new to promote; {self.location.uri} stays at version {version}"
-            f"{f' ({self.tag})' if self.tag else ''} with {rows:,} rows{gap}",
+            f"{f' ({self.tag})' if self.tag else ''} with {rows:,} rows{self._left(todo, found)}{gap}",
             gap_rows=self.gap_rows,
+            held_rows=todo.held_rows,
+            held_episodes=found.held_episodes,
         )
 
     def _finished_earlier(self, version: int, promotion: Promotion) -> Snapshot:
@@ -431,12 +414,11 @@ class _Promotion:
             f"tag {self.tag!r}; it is made now. Newer rows wait for the next snapshot",
         )
 
-    def _result(self, version: int, todo: Plan, total: int, cut: Cut) -> Snapshot:
+    def _result(self, version: int, todo: Plan, found: Survey, total: int) -> Snapshot:
         seconds = time.perf_counter() - self.started
         facts = sum(stop - start for _, start, stop in todo.facts) - self.gap_facts
         named = f" ({self.tag})" if self.tag else ""
         made = "created " if self.created else ""
-        gap = f"; {self.gap_rows:,} rows before them were evicted and are not here" if self.gap_rows else ""
         return Snapshot(
             self.location.uri,
             version,
@@ -448,12 +430,11 @@ class _Promotion:
             Cut(todo.extents, tuple((w, stop) for w, _, stop in todo.facts)),
             seconds,
             f"{made}{self.location.uri} version {version}{named}: {todo.rows:,} rows added, {total:,} in all, "
-            f"{todo.rows / max(seconds, 1e-9):,.0f} rows/s{gap}",
+            f"{todo.rows / max(seconds, 1e-9):,.0f} rows/s{self._left(todo, found)}{self._gap()}",
             gap_rows=self.gap_rows,
             gap_facts=self.gap_facts,
+            episodes=found.episodes,
+            open_episodes=found.open_episodes,
+            held_rows=todo.held_rows,
+            held_episodes=found.held_episodes,
         )
-
-
-def nothing_to_promote(location: Location) -> Snapshot:
-    """The outcome for a workspace that nobody has written to: nothing is created."""
-    return Snapshot(location.uri, None, None, 0, 0, 0, False, None, 0.0, "nothing to promote: nobody has written yet")

@@ -56,6 +56,7 @@ class PackedRows:
         self._targets = after + np.arange(0 if self._changed is None else len(self._changed))
         self._extents = merged(extents)
         self._extent_slots = np.cumsum([0] + [e.stop - e.start for e in self._extents])
+        self._places: dict[int, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] | None = None
         self._plans: dict[tuple[str, ...], GatherPlan] = {}
 
     def __len__(self) -> int:
@@ -116,18 +117,29 @@ class PackedRows:
     def spans(self, extent: Extent) -> list[tuple[int, int]]:
         """The slots `[start, stop)` that hold an extent's rows, in its order; shorter where some are not here."""
         out: list[tuple[int, int]] = []
+        starts, stops, slots = self._placed(extent.writer)
         seq = extent.start
-        while seq < extent.stop:
-            for k, have in enumerate(self._extents):
-                if have.writer == extent.writer and have.start <= seq < have.stop:
-                    first = int(self._extent_slots[k]) + seq - have.start
-                    count = min(extent.stop, have.stop) - seq
-                    out.append((first, first + count))
-                    seq += count
-                    break
-            else:
-                break
+        k = int(np.searchsorted(starts, seq, side="right")) - 1
+        while seq < extent.stop and 0 <= k < len(starts) and starts[k] <= seq < stops[k]:
+            first = int(slots[k]) + seq - int(starts[k])
+            count = min(extent.stop, int(stops[k])) - seq
+            out.append((first, first + count))
+            seq, k = seq + count, k + 1
         return out
+
+    def _placed(self, writer: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Starts, stops and first slots of a writer's extents, by start: a cut may hold thousands of them."""
+        if self._places is None:
+            by_writer: dict[int, list[tuple[int, int, int]]] = {}
+            for e, slot in zip(self._extents, self._extent_slots.tolist(), strict=False):
+                by_writer.setdefault(e.writer, []).append((e.start, e.stop, slot))
+            places = {}
+            for name, found in by_writer.items():
+                starts, stops, slots = np.array(sorted(found), np.int64).T
+                places[name] = np.ascontiguousarray(starts), stops, slots
+            self._places = places
+        none = np.empty(0, np.int64)
+        return self._places.get(writer, (none, none, none))
 
     def locate(self, slot: int, *, raw: bool = False) -> tuple[Block, int]:
         """The block and row of one slot; `raw` looks past late facts to what was first written."""
@@ -186,9 +198,15 @@ class PackedRows:
     def find(self, ids: Ids) -> Slots:
         """Slots `[n]` of the ids, -1 for ids that are not in the cut."""
         out = np.full(len(ids), -1, np.int64)
-        for k, extent in enumerate(self._extents):
-            hit = (ids["writer"] == extent.writer) & (ids["seq"] >= extent.start) & (ids["seq"] < extent.stop)
-            out[hit] = self._extent_slots[k] + ids["seq"][hit] - extent.start
+        for writer in np.unique(ids["writer"]).tolist():
+            starts, stops, slots = self._placed(writer)
+            if not len(starts):
+                continue
+            mine = np.flatnonzero(ids["writer"] == writer)
+            seq = ids["seq"][mine]
+            k = np.maximum(np.searchsorted(starts, seq, side="right") - 1, 0)
+            hit = (starts[k] <= seq) & (seq < stops[k])
+            out[mine[hit]] = slots[k[hit]] + seq[hit] - starts[k[hit]]
         return out
 
 
