@@ -136,11 +136,11 @@ PROMOTER = """
 import os, signal, sys
 import recollect as rc
 from recollect.promote import snapshot as promote
-real = promote._Promotion._stage
-def stop(self, *arguments):
+real = promote.stage
+def stop(*arguments, **options):
     os.kill(os.getpid(), signal.SIGSTOP)
-    return real(self, *arguments)
-promote._Promotion._stage = stop
+    return real(*arguments, **options)
+promote.stage = stop
 print(rc.open_workspace(sys.argv[1]).snapshot(sys.argv[2]).message, flush=True)
 """
 

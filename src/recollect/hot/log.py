@@ -384,16 +384,13 @@ class WriterLog:
 
     def has_step_facts(self, stop: int) -> bool:
         """Whether any fact below `stop` is about a step rather than an episode."""
-        with self._lock:
-            carried, spans = self.first.facts, self._fact_spans(stop)
-        if any(f.step is not None and f.seq < stop for f in carried):
+        carried, pieces = self.fact_pieces(0, stop)
+        if any(f.step is not None for f in carried):
             return True
-        for segment, end in spans:
-            count = end - segment.header.first_fact
-            if count > 0:
-                segment.checked.require_facts(count)
-                if (segment.facts["step_seq"][:count] >= 0).any():
-                    return True
+        for segment, low, high in pieces:
+            segment.checked.require_facts(high)
+            if (segment.facts["step_seq"][low:high] >= 0).any():
+                return True
         return False
 
     def tails_in(self, layout: Layout, ids: Ids) -> tuple[Ids, Block | None]:
