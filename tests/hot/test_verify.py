@@ -197,7 +197,10 @@ def test_a_killed_writer_is_fine_before_and_after_its_log_is_sealed() -> None:
         assert_silent(report)
         assert (report.live, report.unsealed) == (0, 1)
         with rc.open_workspace("w") as again:
-            assert_silent(again.verify())
+            told = again.verify()
+            # Killed while it wrote a slot, it leaves half of an observation that nobody was told of.
+            half = [(p.level, "waiting observations were damaged" in p.what) for p in told.problems]
+            assert told.ok and half in ([], [("harmless", True)]), told.problems
             assert again.verify().unsealed == 0
             assert again.verify().rows == again.cut().rows
         ws.close()
