@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import recollect as rc
 from recollect.hot import growing
+from recollect.hot.evicted import write_evicted
+from recollect.hot.first import write_first
 from tests.support import python
 
 SCHEMA = rc.Schema(
@@ -86,3 +90,26 @@ def evicting(child: subprocess.Popen[str], rows: int) -> int:
     tell(child, str(rows))
     assert child.stdout is not None
     return int(child.stdout.readline())
+
+
+@contextlib.contextmanager
+def evictions_cut_short(monkeypatch: pytest.MonkeyPatch, calls: int) -> Iterator[None]:
+    """So many of the calls by which an eviction changes the disk are carried out; the next one is interrupted."""
+    left = [calls]
+
+    def dying(real: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return real(*arguments, **named)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recollect.hot.evict.write_first", dying(write_first))
+        patch.setattr("recollect.hot.evict.write_evicted", dying(write_evicted))
+        patch.setattr(Path, "unlink", dying(Path.unlink))
+        patch.setattr(Path, "rename", dying(Path.rename))
+        patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
+        yield

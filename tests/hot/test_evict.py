@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import random
-import shutil
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.hot.evicted import write_evicted
-from recollect.hot.first import write_first
 from tests.hot.retaining import (
     EVICTOR,
     RING,
     SCHEMA,
     child_of,
+    evictions_cut_short,
     files,
     retention,
     small_segments,
@@ -56,23 +53,7 @@ def test_an_eviction_killed_at_any_step_leaves_the_old_or_the_new(point: int, mo
         values, reader, rows = rows_of(ws.view(), batch_size=256), rc.open_workspace("w"), 30 * 61
         mapped = reader.view()
         ws.set_keep(RING)
-        left = [point]
-
-        def dying(real: Any) -> Any:
-            def call(*arguments: Any, **named: Any) -> Any:
-                left[0] -= 1
-                if left[0] < 0:
-                    raise KeyboardInterrupt
-                return real(*arguments, **named)
-
-            return call
-
-        with monkeypatch.context() as patch:
-            patch.setattr("recollect.hot.evict.write_first", dying(write_first))
-            patch.setattr("recollect.hot.evict.write_evicted", dying(write_evicted))
-            patch.setattr(Path, "unlink", dying(Path.unlink))
-            patch.setattr(Path, "rename", dying(Path.rename))
-            patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
+        with evictions_cut_short(monkeypatch, point):
             try:
                 ws.evict()
             except KeyboardInterrupt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ import pytest
 import recollect as rc
 from recollect import errors
 from recollect.hot.catalog import Catalog
-from recollect.hot.evicted import read_evicted, write_evicted
+from recollect.hot.evicted import read_evicted
 from recollect.hot.files import sync_file
-from recollect.hot.first import read_first, write_first
+from recollect.hot.first import read_first
 from recollect.view import EpisodeKey
-from tests.hot.retaining import SCHEMA, small_segments, write_episodes
+from tests.hot.retaining import SCHEMA, evictions_cut_short, small_segments, write_episodes
 
 __all__ = ["small_segments"]
 pytestmark = pytest.mark.usefixtures("small_segments")
@@ -119,23 +118,7 @@ def test_an_eviction_killed_at_any_step_forgets_no_index(
 ) -> None:
     key, left = _newest_gone(ws, shape)
     ws.set_keep(ALL)
-    calls = [point]
-
-    def dying(real: Any) -> Any:
-        def call(*arguments: Any, **named: Any) -> Any:
-            calls[0] -= 1
-            if calls[0] < 0:
-                raise KeyboardInterrupt
-            return real(*arguments, **named)
-
-        return call
-
-    with monkeypatch.context() as patch:
-        patch.setattr("recollect.hot.evict.write_first", dying(write_first))
-        patch.setattr("recollect.hot.evict.write_evicted", dying(write_evicted))
-        patch.setattr(Path, "unlink", dying(Path.unlink))
-        patch.setattr(Path, "rename", dying(Path.rename))
-        patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
+    with evictions_cut_short(monkeypatch, point):
         try:
             ws.evict()
         except KeyboardInterrupt:
