@@ -78,7 +78,7 @@ def row_bytes(rc: Any) -> int:
 @contextlib.contextmanager
 def preallocated() -> Iterator[None]:
     """Writers made inside begin with a segment that holds two runs, so that none needs another."""
-    from recollect.hot import growing
+    from recollect.hot.write import growing
 
     usual, growing.SEGMENT_BYTES = growing.SEGMENT_BYTES, (300 * BLOCK * BLOCKS,)
     try:

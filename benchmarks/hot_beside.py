@@ -169,8 +169,8 @@ os.kill(os.getpid(), 9)
 
 def recovery(rc: Any, folder: Path) -> Iterator[Line]:
     """Opening after a death, by the rows that were not durable; those that were are not read again. A copy is."""
-    from recollect.hot.layouts import Layouts
-    from recollect.hot.recover import recover
+    from recollect.hot.format.layouts import Layouts
+    from recollect.hot.recovery.recover import recover
 
     layouts = Layouts({1: schema_of(rc)}.get)
     most = max(10_000, int(1_000_000 * SCALE) // BLOCK * BLOCK)

@@ -22,7 +22,7 @@ _HOME = {
     "Buffer": "buffer",
     "Cut": "view",
     "Embedding": "schema",
-    "Episode": "hot.writer",
+    "Episode": "hot.write.writer",
     "EpisodeKey": "view",
     "EpisodeRecord": "recall.results",
     "Extent": "view",
@@ -51,7 +51,7 @@ _HOME = {
     "Version": "buffer",
     "View": "view",
     "Workspace": "workspace",
-    "Writer": "hot.writer",
+    "Writer": "hot.write.writer",
     "create_workspace": "opening",
     "delete_workspace": "opening",
     "list_workspaces": "opening",
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from recollect import gym as gym
     from recollect.buffer import Buffer, Version, open_buffer
     from recollect.hot.keep import Keep
-    from recollect.hot.writer import Episode, Writer
+    from recollect.hot.write.writer import Episode, Writer
     from recollect.loader import Batch, Loader
     from recollect.opening import create_workspace, delete_workspace, list_workspaces, open_workspace
     from recollect.promote.result import Snapshot

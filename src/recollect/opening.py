@@ -7,10 +7,10 @@ import os
 
 from recollect.errors import ArgumentError, SchemaError, StoreError
 from recollect.hot import home
-from recollect.hot.growing import SEGMENT_BYTES, Durability
+from recollect.hot.format.targets import fix_home
 from recollect.hot.keep import Keep
 from recollect.hot.private import PrivateFolder
-from recollect.hot.targets import fix_home
+from recollect.hot.write.growing import SEGMENT_BYTES, Durability
 from recollect.masking import Masker
 from recollect.masking import keep as unmasked
 from recollect.records.layout import Layout

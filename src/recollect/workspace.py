@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from recollect.errors import ArgumentError, NotFound, SchemaError
 from recollect.hot import home
-from recollect.hot.evict import Eviction
-from recollect.hot.facts import check_facts, check_step_facts
-from recollect.hot.growing import Durability
+from recollect.hot.format.targets import change_home, digest, read_home
 from recollect.hot.home import Description
 from recollect.hot.keep import Keep
 from recollect.hot.private import PrivateFolder
-from recollect.hot.recover import Recovery, recover
-from recollect.hot.resume import ResumePoint, resume_point
-from recollect.hot.retain import Retainer
-from recollect.hot.store import HotStore
-from recollect.hot.targets import change_home, digest, read_home
-from recollect.hot.writer import Writer
+from recollect.hot.read.store import HotStore
+from recollect.hot.recovery.recover import Recovery, recover
+from recollect.hot.retention.evict import Eviction
+from recollect.hot.retention.retain import Retainer
+from recollect.hot.write.facts import check_facts, check_step_facts
+from recollect.hot.write.growing import Durability
+from recollect.hot.write.resume import ResumePoint, resume_point
+from recollect.hot.write.writer import Writer
 from recollect.masking import Masker
 from recollect.masking import keep as unmasked
 from recollect.recall import recent as recalled
@@ -37,7 +37,7 @@ from recollect.schema import Change, Schema
 from recollect.view import Cut, EpisodeKey, StepId, View
 
 if TYPE_CHECKING:
-    from recollect.hot.live import LiveSource
+    from recollect.hot.read.live import LiveSource
     from recollect.promote.result import Snapshot
 
 
@@ -306,7 +306,7 @@ class Workspace:
         """
         if last is not None and (not isinstance(last, int) or isinstance(last, bool) or last < 1):
             raise ArgumentError("last is a whole number of at least 1", value=last)
-        from recollect.hot.live import LiveSource
+        from recollect.hot.read.live import LiveSource
 
         return LiveSource(self._hot(), last)
 

@@ -17,7 +17,7 @@ import recollect as rc
 from recollect import errors
 from recollect.cache.blocks import BlockCache
 from recollect.cache.schedule import Schedule
-from recollect.hot.files import locked
+from recollect.hot.format.files import locked
 from tests.cache.buffers import SCHEMA as PLAIN
 from tests.cache.buffers import append_rows, make_buffer
 from tests.support import SCHEMAS, bits, flags_of, nest, next_of, order_of, random_trajectories, rows_of, take

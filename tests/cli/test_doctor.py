@@ -50,7 +50,7 @@ def test_an_unwritable_home_fails_with_a_remedy(cli: Cli, tmp_path: Path, monkey
 
 
 def test_a_network_home_fails(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recollect.hot.files.file_system_type", lambda path: "nfs4")
+    monkeypatch.setattr("recollect.hot.format.files.file_system_type", lambda path: "nfs4")
     ran = cli("doctor", "--json")
     assert (ran.code, ran.document["ok"]) == (1, False)
     assert [c["name"] for c in ran.document["checks"] if c["level"] == "failed"] == ["home is on a local file system"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import recollect as rc
-from recollect.hot import growing
+from recollect.hot.write import growing
 from tests.cli.driver import Cli
 
 SCHEMA = rc.Schema({"observation": rc.Tensor("float32", (2,)), "reward": rc.Tensor("float32")})

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 import recollect as rc
-from recollect.hot.layouts import Layouts
-from recollect.hot.segment import Segment
+from recollect.hot.format.layouts import Layouts
+from recollect.hot.format.segment import Segment
 from recollect.records.layout import column
 from tests.cli.driver import SCHEMA, Cli
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import recollect as rc
-from recollect.hot.writer import Episode
+from recollect.hot.write.writer import Episode
 from recollect.records.rows import PackedRows
 from recollect.schema.fields import is_heap
 from recollect.view import StepId

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import recollect as rc
-from recollect.hot import growing
-from recollect.hot.evicted import write_evicted
-from recollect.hot.first import write_first
+from recollect.hot.format.evicted import write_evicted
+from recollect.hot.format.first import write_first
+from recollect.hot.write import growing
 from tests.support import python
 
 SCHEMA = rc.Schema(
@@ -26,7 +26,7 @@ SMALL = (1 << 14,)
 EVICTOR = """
 import sys
 import recollect as rc
-from recollect.hot import growing
+from recollect.hot.write import growing
 growing.SEGMENT_BYTES = (1 << 14,)
 ws = rc.open_workspace(sys.argv[1])
 print("ready", flush=True)
@@ -107,8 +107,8 @@ def evictions_cut_short(monkeypatch: pytest.MonkeyPatch, calls: int) -> Iterator
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr("recollect.hot.evict.write_first", dying(write_first))
-        patch.setattr("recollect.hot.evict.write_evicted", dying(write_evicted))
+        patch.setattr("recollect.hot.retention.evict.write_first", dying(write_first))
+        patch.setattr("recollect.hot.retention.evict.write_evicted", dying(write_evicted))
         patch.setattr(Path, "unlink", dying(Path.unlink))
         patch.setattr(Path, "rename", dying(Path.rename))
         patch.setattr(shutil, "rmtree", dying(shutil.rmtree))

@@ -17,8 +17,8 @@ import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.hot import catalog, sidecar
-from recollect.hot.catalog import Catalog
+from recollect.hot.read import catalog, sidecar
+from recollect.hot.read.catalog import Catalog
 from recollect.recall.results import EpisodeRecord
 from tests.support import python, run_python
 
@@ -321,7 +321,7 @@ LOADER = """
 import sys, time
 import numpy as np
 import recollect as rc
-from recollect.hot import catalog
+from recollect.hot.read import catalog
 catalog.TAIL_ROWS, catalog.TAIL_FACTS, catalog.BATCH_ROWS, catalog.CHUNK_ROWS, catalog.BATCH_FACTS = 0, 0, 50, 16, 10
 ws = rc.open_workspace("w")
 index = ws._hot().catalog
@@ -415,7 +415,7 @@ def test_a_forked_child_reads_with_a_connection_of_its_own() -> None:
         """
 import os
 import recollect as rc
-from recollect.hot import catalog
+from recollect.hot.read import catalog
 catalog.TAIL_ROWS = catalog.TAIL_FACTS = 0
 ws = rc.create_workspace("f", rc.Schema({"uid": rc.Tensor("int64")}), durability="process")
 writer = ws.writer()

@@ -162,7 +162,7 @@ def test_a_dead_writers_evicted_log_is_recovered() -> None:
     code = """
 import os, sys
 import recollect as rc
-from recollect.hot import growing
+from recollect.hot.write import growing
 growing.SEGMENT_BYTES = (1 << 14,)
 ws = rc.open_workspace("w")
 writer = ws.writer()

@@ -11,7 +11,7 @@ import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.hot.retain import Retainer
+from recollect.hot.retention.retain import Retainer
 from tests.hot.live_world import assert_same, everything
 from tests.hot.retaining import evicting, evictor, small_segments
 from tests.support import bits

@@ -15,8 +15,8 @@ import pytest
 import recollect as rc
 from recollect import errors
 from recollect.hot import home
-from recollect.hot.files import create_exclusive
-from recollect.hot.notes import unpack
+from recollect.hot.format.files import create_exclusive
+from recollect.hot.format.notes import unpack
 from tests.hot.versions import V1, V2, V3, check, kept_translations, nest, random_step
 from tests.support import bits, python, random_value, rows_of
 

@@ -14,12 +14,13 @@ import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.hot import append as appending
-from recollect.hot import blocks, spare
-from recollect.hot.files import os_errors
-from recollect.hot.growing import GrowingLog
-from recollect.hot.turns import Turns
-from recollect.hot.writer import _live
+from recollect.hot.format import spare
+from recollect.hot.format.files import os_errors
+from recollect.hot.read.turns import Turns
+from recollect.hot.write import append as appending
+from recollect.hot.write import blocks
+from recollect.hot.write.growing import GrowingLog
+from recollect.hot.write.writer import _live
 from recollect.view import StepId
 
 SCHEMA = rc.Schema(
@@ -171,7 +172,7 @@ class _InterruptAt:
 def test_a_roll_interrupted_anywhere_loses_no_row_and_gives_no_id_twice(
     start: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recollect.hot.growing.SEGMENT_BYTES", (1 << 12,))
+    monkeypatch.setattr("recollect.hot.write.growing.SEGMENT_BYTES", (1 << 12,))
     ended = []
     with rc.create_workspace("w", SMALL, durability="process") as ws:
         for k in range(start, 1000, 8):
@@ -206,7 +207,7 @@ def test_a_roll_interrupted_anywhere_loses_no_row_and_gives_no_id_twice(
 
 
 def test_a_roll_without_room_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recollect.hot.growing.SEGMENT_BYTES", (1 << 12,))
+    monkeypatch.setattr("recollect.hot.write.growing.SEGMENT_BYTES", (1 << 12,))
     with rc.create_workspace("w", SMALL, durability="process") as ws, ws.writer() as writer:
         log, episode = writer._log, writer.episode()
         while log.rows < log._full:
@@ -229,7 +230,7 @@ def test_a_file_that_an_interrupted_creation_left_is_no_obstacle(tmp_path: Path)
 
 
 def test_a_close_without_room_for_the_ends_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recollect.hot.growing.SEGMENT_BYTES", (1 << 12,))
+    monkeypatch.setattr("recollect.hot.write.growing.SEGMENT_BYTES", (1 << 12,))
     ws = rc.create_workspace("w", SMALL)
     full, other = ws.writer(), ws.writer()
     for uid in range(100):

@@ -14,10 +14,10 @@ import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.hot import growing
-from recollect.hot.live import LiveSource
-from recollect.hot.log import WriterLog
-from recollect.hot.store import HotStore
+from recollect.hot.read.live import LiveSource
+from recollect.hot.read.log import WriterLog
+from recollect.hot.read.store import HotStore
+from recollect.hot.write import growing
 from recollect.records import grow
 from tests.hot.live_world import World, assert_same, deepest, everything, leave_out_cut_stacks
 from tests.support import SCHEMAS, run_python
@@ -26,7 +26,7 @@ PLAIN = rc.Schema({"uid": rc.Tensor("int64"), "reward": rc.Tensor("float32")})
 UNPUBLISHED = """
 import os, sys
 import recollect as rc
-from recollect.hot.growing import GrowingLog
+from recollect.hot.write.growing import GrowingLog
 ws = rc.open_workspace(sys.argv[1])
 episode = ws.writer(durability="process").episode()
 for uid in range(3):

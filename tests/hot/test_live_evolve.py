@@ -9,9 +9,9 @@ import pytest
 
 import recollect as rc
 from recollect.errors import NotFound
-from recollect.hot import translate
-from recollect.hot.log import WriterLog
-from recollect.hot.store import HotStore
+from recollect.hot.format import translate
+from recollect.hot.read.log import WriterLog
+from recollect.hot.read.store import HotStore
 from recollect.records import grow
 from recollect.records.grown import GrownView
 from tests.hot.live_world import World, assert_same, deepest, everything, leave_out_cut_stacks
@@ -143,7 +143,7 @@ def test_rows_that_were_evicted_meanwhile_are_read_from_what_is_held() -> None:
         try:
             assert child.stdout is not None and child.stdin is not None and child.stdout.readline() == "ready\n"
             with pytest.MonkeyPatch.context() as small:
-                small.setattr("recollect.hot.growing.SEGMENT_BYTES", (1 << 14,))
+                small.setattr("recollect.hot.write.growing.SEGMENT_BYTES", (1 << 14,))
                 with ws.writer() as writer, writer.episode() as episode:
                     source = ws.live()
                     for uid in range(2000):
@@ -209,7 +209,7 @@ def test_a_chain_of_evolutions_keeps_no_copies_of_copies() -> None:
 @pytest.mark.parametrize("grows", [True, False], ids=["rows arrive", "facts alone"])
 def test_step_facts_are_bounded_with_the_window(grows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grow, "KEPT_ROWS", 16)
-    monkeypatch.setattr("recollect.hot.step_facts.PRUNED_FROM", 16)
+    monkeypatch.setattr("recollect.hot.read.step_facts.PRUNED_FROM", 16)
     with (
         rc.create_workspace("w", PLAIN, durability="process") as ws,
         ws.writer() as writer,
@@ -262,7 +262,7 @@ def test_waiting_observations_are_looked_for_once_and_again_only_when_their_log_
 
 
 def test_a_tail_is_found_among_those_of_many_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recollect.hot.tails.LANES_PER_FILE", 4)
+    monkeypatch.setattr("recollect.hot.format.tails.LANES_PER_FILE", 4)
     schema = rc.Schema({**_FIELDS, "observation": {"a": rc.Tensor("float32"), "b": rc.Frames((2,))}})
     with rc.create_workspace("w", schema, durability="process") as ws, ws.writer() as writer:
         source = ws.live()

@@ -9,9 +9,9 @@ import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.hot import live
-from recollect.hot.log import WriterLog
-from recollect.hot.store import HotStore
+from recollect.hot.read import live
+from recollect.hot.read.log import WriterLog
+from recollect.hot.read.store import HotStore
 from recollect.records.grow import Growing
 from recollect.records.grown import GrownView
 from recollect.view import View

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import recollect as rc
-from recollect.hot import writer as writers
+from recollect.hot.write import writer as writers
 from tests.support import python
 
 SCHEMA = rc.Schema({"observation": rc.Tensor("float32", (28,)), "uid": rc.Tensor("int64")})
@@ -79,7 +79,7 @@ def _appends(writer: rc.Writer, segments: int) -> int:
 
 
 def test_no_append_takes_a_lock_that_is_held_or_flushes_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recollect.hot.growing.SEGMENT_BYTES", (1 << 20,))
+    monkeypatch.setattr("recollect.hot.write.growing.SEGMENT_BYTES", (1 << 20,))
     monkeypatch.setattr(writers, "FLUSH_INTERVAL_S", 0.002)
     with rc.create_workspace("w", SCHEMA, durability="interval") as ws, ws.writer() as writer:
         _appends(writer, 1)
@@ -108,7 +108,7 @@ APPENDS = """
 import os, time
 import numpy as np
 import recollect as rc
-from recollect.hot import growing, writer as writers
+from recollect.hot.write import growing, writer as writers
 from tests.hot.test_no_waits import _appends
 growing.SEGMENT_BYTES = (1 << 20,)
 writers.FLUSH_INTERVAL_S = 0.01

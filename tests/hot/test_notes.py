@@ -11,12 +11,12 @@ import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.hot.evicted import read_evicted
-from recollect.hot.first import read_first
+from recollect.hot.format.evicted import read_evicted
+from recollect.hot.format.first import read_first
+from recollect.hot.format.notes import pack, unpack
+from recollect.hot.format.seal import read_seal
+from recollect.hot.format.targets import read_cursors, read_home
 from recollect.hot.home import describe, read_version
-from recollect.hot.notes import pack, unpack
-from recollect.hot.seal import read_seal
-from recollect.hot.targets import read_cursors, read_home
 from recollect.recall.verify import verify
 from tests.hot.retaining import RING, SCHEMA, small_segments, write_episodes
 

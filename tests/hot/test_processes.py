@@ -17,8 +17,8 @@ import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.hot.layouts import Layouts
-from recollect.hot.recover import recover
+from recollect.hot.format.layouts import Layouts
+from recollect.hot.recovery.recover import recover
 from recollect.records.layout import Layout
 from recollect.view import Extent
 from tests.support import all_ids, python, rows_of, run_python
@@ -202,7 +202,7 @@ def test_a_log_copied_elsewhere_is_verified_frame_by_frame(tmp_path: Path) -> No
     run_python(f"import shutil; shutil.copytree({str(tmp_path / 'w')!r}, {str(copied)!r})")
     segment = next((copied / "log").glob("*/00000000.seg"))
     layout = Layout.of(SCHEMA)
-    from recollect.hot.segment import Segment
+    from recollect.hot.format.segment import Segment
 
     layouts = Layouts({1: SCHEMA}.get)
     at = Segment.open_(segment, layouts).records_at + 25 * layout.itemsize + layout.offset("/observation")
@@ -315,7 +315,7 @@ def test_opening_a_workspace_does_not_seal_a_writer_that_is_being_created(monkey
 
 
 def test_a_log_rolls_over_segments_without_losing_or_reordering_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recollect.hot.growing.SEGMENT_BYTES", (1 << 16,))
+    monkeypatch.setattr("recollect.hot.write.growing.SEGMENT_BYTES", (1 << 16,))
     with rc.create_workspace("w", SCHEMA, durability="process") as ws:
         writer = ws.writer()
         episode = writer.episode()

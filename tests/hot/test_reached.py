@@ -11,10 +11,10 @@ import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.hot.catalog import Catalog
-from recollect.hot.evicted import read_evicted
-from recollect.hot.files import sync_file
-from recollect.hot.first import read_first
+from recollect.hot.format.evicted import read_evicted
+from recollect.hot.format.files import sync_file
+from recollect.hot.format.first import read_first
+from recollect.hot.read.catalog import Catalog
 from recollect.view import EpisodeKey
 from tests.hot.retaining import SCHEMA, evictions_cut_short, small_segments, write_episodes
 
@@ -247,7 +247,7 @@ def test_a_segment_that_goes_while_its_log_is_flushed_is_not_missed(
             synced.append(path)
             sync_file(path)
 
-        monkeypatch.setattr("recollect.hot.resume.sync_file", late)
+        monkeypatch.setattr("recollect.hot.write.resume.sync_file", late)
         with two.resume_episode(episode.key) as resumed:
             _append(resumed, 3, 4)
         assert not all(path.exists() for path in synced)

@@ -17,14 +17,14 @@ import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.hot.fields import OpenEpisode
-from recollect.hot.files import create_exclusive, is_locked, lock_when_free, locked, try_lock
-from recollect.hot.growing import GATE
-from recollect.hot.layouts import Layouts
-from recollect.hot.recover import recover
-from recollect.hot.segment import Segment
-from recollect.hot.tails import TailLanes
-from recollect.hot.writer import Writer
+from recollect.hot.format.fields import OpenEpisode
+from recollect.hot.format.files import create_exclusive, is_locked, lock_when_free, locked, try_lock
+from recollect.hot.format.layouts import Layouts
+from recollect.hot.format.segment import Segment
+from recollect.hot.format.tails import TailLanes
+from recollect.hot.recovery.recover import recover
+from recollect.hot.write.growing import GATE
+from recollect.hot.write.writer import Writer
 from recollect.records.layout import Layout
 from recollect.view import EpisodeKey, Extent
 from tests.support import python, run_python

@@ -14,11 +14,11 @@ import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.hot import resume
-from recollect.hot.files import is_locked
-from recollect.hot.log import WriterLog
-from recollect.hot.segment import ROWS_MASK
-from recollect.hot.turns import Turns
+from recollect.hot.format.files import is_locked
+from recollect.hot.format.segment import ROWS_MASK
+from recollect.hot.read.log import WriterLog
+from recollect.hot.read.turns import Turns
+from recollect.hot.write import resume
 from recollect.view import Cut, EpisodeKey, Extent
 from tests.support import python, run_python
 
@@ -274,7 +274,7 @@ def test_steps_appended_while_somebody_looks_whether_the_writer_lives_are_not_ov
             one.close()
         return is_locked(path)
 
-    monkeypatch.setattr("recollect.hot.resume.is_locked", slow)
+    monkeypatch.setattr("recollect.hot.write.resume.is_locked", slow)
     _append(two.resume_episode("a"), 3, 4)
     two.close()
     assert _logged(ws, "a") == [0, 1, 2, 3]

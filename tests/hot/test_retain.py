@@ -10,8 +10,8 @@ import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.hot.evicted import read_evicted
-from recollect.hot.first import read_first
+from recollect.hot.format.evicted import read_evicted
+from recollect.hot.format.first import read_first
 from tests.hot.retaining import RING, SCHEMA, files, retention, small_segments, write_episodes
 from tests.support import SCHEMAS, all_ids, order_of, random_trajectories, rows_of, write_appends
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import recollect as rc
 from recollect import errors
-from recollect.hot.rows import differ, neighbours, number_keys
+from recollect.hot.write.rows import differ, neighbours, number_keys
 from recollect.records.block import Values
 from recollect.view import EpisodeKey
 

@@ -17,11 +17,11 @@ import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.hot import spare
-from recollect.hot.layouts import Layouts
-from recollect.hot.recover import recover
-from recollect.hot.segment import Segment
-from recollect.hot.store import HotStore
+from recollect.hot.format import spare
+from recollect.hot.format.layouts import Layouts
+from recollect.hot.format.segment import Segment
+from recollect.hot.read.store import HotStore
+from recollect.hot.recovery.recover import recover
 from tests.support import all_ids, python, run_python
 
 SCHEMA = rc.Schema({"observation": rc.Tensor("float32", (28,)), "uid": rc.Tensor("int64")})
@@ -30,7 +30,7 @@ SIZE = 1 << 18
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recollect.hot.growing.SEGMENT_BYTES", (SIZE,))
+    monkeypatch.setattr("recollect.hot.write.growing.SEGMENT_BYTES", (SIZE,))
 
 
 def _append(episode: rc.Episode, uid: int) -> None:
@@ -196,7 +196,7 @@ def test_a_writer_killed_with_a_spare_loses_nothing_and_recovery_removes_it() ->
 import os, time
 import numpy as np
 import recollect as rc
-import recollect.hot.growing as growing
+import recollect.hot.write.growing as growing
 growing.SEGMENT_BYTES = (1 << 18,)
 writer = rc.open_workspace("w").writer()
 episode = writer.episode()
@@ -230,7 +230,8 @@ import os, threading, time
 import numpy as np
 import recollect as rc
 from recollect import errors
-from recollect.hot import growing, spare
+from recollect.hot.write import growing
+from recollect.hot.format import spare
 growing.SEGMENT_BYTES = (1 << 18,)
 real, begun, go_on = spare.fault_in, threading.Event(), threading.Event()
 def slow(map_):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recollect.hot import step_facts
-from recollect.hot.step_facts import StepFacts
+from recollect.hot.read import step_facts
+from recollect.hot.read.step_facts import StepFacts
 from recollect.view import EpisodeKey, Fact, Ids, Slots, StepId
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import recollect as rc
 from recollect import errors
-from recollect.hot import translate
+from recollect.hot.format import translate
 from tests.hot.versions import V1, V2, V3, VERSIONS, check, kept_translations, nest, packed, random_step
 from tests.support import bits, random_value, rows_of
 

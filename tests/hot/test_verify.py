@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import recollect as rc
-from recollect.hot import growing
-from recollect.hot.layouts import Layouts
-from recollect.hot.segment import ROWS_MASK, Segment
+from recollect.hot.format.layouts import Layouts
+from recollect.hot.format.segment import ROWS_MASK, Segment
+from recollect.hot.write import growing
 from recollect.recall.verify import Report, verify
 from recollect.records.layout import column
 from tests.support import python
@@ -166,7 +166,7 @@ KILLED = """
 import sys
 import numpy as np
 import recollect as rc
-from recollect.hot import growing
+from recollect.hot.write import growing
 growing.SEGMENT_BYTES = (1 << 13,)
 ws = rc.open_workspace("w")
 writer = ws.writer(durability="process")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 import recollect as rc
-from recollect.hot.log import WriterLog
-from recollect.hot.translate import Translation
+from recollect.hot.format.translate import Translation
+from recollect.hot.read.log import WriterLog
 from recollect.recall.results import decode_heap
 from recollect.records.rows import PackedRows
 from tests.support import bits, random_value

@@ -19,7 +19,7 @@ from recollect.cold.dataset import Datasets
 from recollect.cold.fold import Promotion
 from recollect.cold.history import History
 from recollect.cold.location import Location
-from recollect.hot import growing
+from recollect.hot.write import growing
 from recollect.promote import stage
 from recollect.promote.choose import left_alone
 from tests.support import SCHEMAS, all_ids, order_of, python, random_trajectories, rows_of, write_appends

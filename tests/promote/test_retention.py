@@ -19,8 +19,8 @@ from recollect import errors
 from recollect.cold.dataset import Datasets
 from recollect.cold.fold import Promotion, cut_of
 from recollect.cold.location import Location
-from recollect.hot import growing
-from recollect.hot.evict import Eviction
+from recollect.hot.retention.evict import Eviction
+from recollect.hot.write import growing
 from recollect.promote.plan import missing, plan, watermark
 from tests.support import all_ids, python, rows_of
 

@@ -14,7 +14,7 @@ import pytest
 
 import recollect as rc
 from recollect import errors
-from recollect.hot import sidecar
+from recollect.hot.read import sidecar
 from recollect.recall import text
 from recollect.recall.terms import words
 from tests.support import python

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recollect.hot.store import HotStore
+from recollect.hot.read.store import HotStore
 from recollect.opening import create_workspace, open_workspace
 from recollect.testing.actor import Actor, Journal, random_ops
 from recollect.testing.corpus import SCHEMAS

@@ -19,7 +19,7 @@ PLANTED = {
         "kills",
         "must be there|was StepId",
         """
-from recollect.hot.writer import Episode
+from recollect.hot.write.writer import Episode
 from recollect.view import StepId
 real = Episode.append
 held = {}
@@ -38,7 +38,7 @@ Episode.append = append
         "must be there|CorruptionError",
         """
 import os
-import recollect.hot.segment as segment
+import recollect.hot.format.segment as segment
 class Os:
     fdatasync = staticmethod(lambda fd: None)
     def __getattr__(self, name):
@@ -50,8 +50,8 @@ segment.os = Os()
         "power",
         "gone|must be there|unreported",
         """
-import recollect.hot.files as files
-import recollect.hot.segment as segment
+import recollect.hot.format.files as files
+import recollect.hot.format.segment as segment
 files.sync_folder = segment.sync_folder = lambda path: None
 """,
     ),
@@ -59,7 +59,7 @@ files.sync_folder = segment.sync_folder = lambda path: None
         "power",
         "Wrong|Error",
         """
-from recollect.hot.checked import Checked
+from recollect.hot.format.checked import Checked
 def whole_rows(self, start, stop):
     records, header = self._records, self._header
     while start < min(stop, len(records)) and records["seq"][start] == header.first_row + start and (
@@ -95,7 +95,7 @@ workspace.resume_point = lambda *a: dataclasses.replace(real(*a), step=1)
         "power",
         "must be there|without those before|unreported",
         """
-import recollect.hot.resume as resume
+import recollect.hot.write.resume as resume
 resume.sync_file = lambda path: None
 """,
     ),
@@ -114,7 +114,7 @@ fuzz._pick = lambda files, chance: chance.choice([f for f in files if f.suffix =
         "fuzz",
         "DatabaseError|Stale|Damaged|OperationalError",
         """
-from recollect.hot.sidecar import Sidecar
+from recollect.hot.read.sidecar import Sidecar
 def after(self, error, doing):
     raise error
 Sidecar._after = after

@@ -19,7 +19,7 @@ import pytest
 
 import recollect as rc
 from recollect.errors import DiskFull, StoreError, WriterError
-from recollect.hot import growing
+from recollect.hot.write import growing
 from recollect.testing.actor import Actor
 from recollect.testing.corpus import SCHEMAS
 from recollect.testing.expected import Bounds, Expectation
@@ -214,7 +214,7 @@ def test_a_process_that_has_a_dead_writers_number_does_not_keep_its_log_open(tmp
     code = """
 import os, sys
 import recollect as rc
-from recollect.hot import segment
+from recollect.hot.format import segment
 from recollect.testing.actor import Actor
 from recollect.testing.ledger import Append, Open
 os.getpid = lambda real=os.getpid(): int(sys.argv[2])

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 import recollect as rc
-from recollect.hot.files import try_lock
-from recollect.hot.growing import Durability
+from recollect.hot.format.files import try_lock
 from recollect.hot.keep import Keep
+from recollect.hot.write.growing import Durability
 from recollect.testing import corpus
 from recollect.testing.actor import ALL_OLD_S, LANES
 from recollect.testing.cases import scratch_folder

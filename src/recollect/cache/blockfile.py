@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recollect.errors import CorruptionError
-from recollect.hot.files import boot_id, map_for_reading, replace_file
+from recollect.hot.format.files import boot_id, map_for_reading, replace_file
 from recollect.records.block import Block
 from recollect.records.layout import Layout, column
 from recollect.schema.fields import Frames

@@ -21,7 +21,7 @@ from typing import Any
 from recollect.cache.blockfile import DATA, LOCK, USED, read_state
 from recollect.cache.budget import VARIABLE, budget_bytes
 from recollect.errors import ConflictError, CorruptionError, DiskFull
-from recollect.hot.files import locked, try_lock
+from recollect.hot.format.files import locked, try_lock
 
 NEEDED = "needed"
 """In a `.part`: the bytes that the block is expected to take, counted from the beginning."""

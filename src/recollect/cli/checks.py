@@ -63,7 +63,7 @@ def places() -> tuple[Place, Place]:
 
 
 def _place(path: Path, *variables: str) -> Place:
-    from recollect.hot.files import file_system_type
+    from recollect.hot.format.files import file_system_type
 
     source = next((v for v in variables if os.environ.get(v)), "default")
     existing = _existing(path)
@@ -109,7 +109,7 @@ def writable(name: str, place: Place, variable: str) -> Check:
 
 def local(place: Place) -> Check:
     """Whether the home lies on this machine."""
-    from recollect.hot.files import NETWORK_FILE_SYSTEMS
+    from recollect.hot.format.files import NETWORK_FILE_SYSTEMS
 
     name = "home is on a local file system"
     if place.file_system in NETWORK_FILE_SYSTEMS:

@@ -14,8 +14,8 @@ from recollect.errors import ArgumentError, CorruptionError
 
 if TYPE_CHECKING:
     from recollect.hot.home import Description
-    from recollect.hot.recover import Recovery
-    from recollect.hot.retain import Retention
+    from recollect.hot.recovery.recover import Recovery
+    from recollect.hot.retention.retain import Retention
     from recollect.recall.stats import WorkspaceStats
     from recollect.schema import Schema
     from recollect.workspace import Workspace

@@ -10,7 +10,7 @@ import gymnasium
 from recollect.errors import EpisodeError
 from recollect.gym.batches import copied
 from recollect.gym.fit import INFO, is_info, require_fit
-from recollect.hot.writer import Episode, Writer
+from recollect.hot.write.writer import Episode, Writer
 from recollect.view import EpisodeKey
 
 

@@ -19,7 +19,7 @@ from recollect.gym.batches import (
     replaced,
 )
 from recollect.gym.fit import INFO, is_info, require_fit
-from recollect.hot.writer import Writer
+from recollect.hot.write.writer import Writer
 from recollect.view import EpisodeKey
 
 

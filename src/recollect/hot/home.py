@@ -33,7 +33,7 @@ from recollect.errors import (
     StoreError,
     WriterError,
 )
-from recollect.hot.files import (
+from recollect.hot.format.files import (
     create_exclusive,
     is_locked,
     locked,
@@ -44,10 +44,10 @@ from recollect.hot.files import (
     sync_folder,
     writers_folders,
 )
-from recollect.hot.growing import GATE, GATE_WAIT_S, Durability
+from recollect.hot.format.layouts import Layouts
+from recollect.hot.format.notes import pack, unpack
 from recollect.hot.keep import Keep
-from recollect.hot.layouts import Layouts
-from recollect.hot.notes import pack, unpack
+from recollect.hot.write.growing import GATE, GATE_WAIT_S, Durability
 from recollect.schema import Change, Schema
 
 FORMAT = 1

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from recollect.errors import StoreError
-from recollect.hot.files import os_errors, try_lock
+from recollect.hot.format.files import os_errors, try_lock
 
 ROOM_BYTES = 256 << 20
 """So much must be free in shared memory for a workspace to go there."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recollect.hot.store import HotStore
+from recollect.hot.read.store import HotStore
 from recollect.promote.stage import pieces_of
 from recollect.records import layout as lay
 from recollect.records.build import group_by_episode

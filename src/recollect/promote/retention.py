@@ -9,8 +9,8 @@ from recollect.cold.dataset import Datasets
 from recollect.cold.location import Location
 from recollect.cold.watermark import watermark
 from recollect.errors import RecollectError
-from recollect.hot.files import locked, writers_folders
-from recollect.hot.targets import Cursor, fix_home, read_cursor, read_home, write_cursor
+from recollect.hot.format.files import locked, writers_folders
+from recollect.hot.format.targets import Cursor, fix_home, read_cursor, read_home, write_cursor
 from recollect.promote.snapshot import PROMOTER_WAIT_S
 
 

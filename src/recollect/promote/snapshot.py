@@ -22,8 +22,8 @@ from recollect.cold.fold import Promotion
 from recollect.cold.history import History
 from recollect.cold.location import Location
 from recollect.errors import AlreadyExists, ConflictError, NotFound, StoreError, StoreUnavailable
-from recollect.hot.files import locked
-from recollect.hot.store import HotStore, State
+from recollect.hot.format.files import locked
+from recollect.hot.read.store import HotStore, State
 from recollect.promote.choose import Selection, Survey, survey
 from recollect.promote.plan import Mark, Plan, missing, pending, plan, watermark
 from recollect.promote.result import Snapshot, nothing_to_promote

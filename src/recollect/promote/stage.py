@@ -15,7 +15,7 @@ import pyarrow as pa
 from recollect.cold.arrow import to_batches
 from recollect.cold.compact import full_rows
 from recollect.cold.dataset import FACTS, Datasets
-from recollect.hot.store import HotStore
+from recollect.hot.read.store import HotStore
 from recollect.promote.plan import Plan
 from recollect.promote.statistics import Statistics
 from recollect.promote.upkeep import row_bytes

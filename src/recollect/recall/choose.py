@@ -7,7 +7,7 @@ from itertools import starmap
 
 import numpy as np
 
-from recollect.hot.store import HotStore
+from recollect.hot.read.store import HotStore
 from recollect.records.block import Block
 from recollect.records.layout import FINAL, HOLE
 from recollect.records.overlay import overlay

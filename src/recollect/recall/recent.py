@@ -10,7 +10,7 @@ from itertools import starmap
 import numpy as np
 
 from recollect.errors import ArgumentError, NotFound
-from recollect.hot.store import HotStore
+from recollect.hot.read.store import HotStore
 from recollect.recall.choose import Chooser
 from recollect.recall.results import EpisodeRecord, Hits, Step, steps_at
 from recollect.recall.window import with_predecessors

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recollect.errors import NotFound
-from recollect.hot.resume import INTERRUPTED
+from recollect.hot.write.resume import INTERRUPTED
 from recollect.records.rows import PackedRows
 from recollect.schema import Frames, Json, Leaf, Ragged, Tensor
 from recollect.schema.fields import is_heap

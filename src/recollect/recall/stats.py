@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recollect.hot import home
-from recollect.hot.retain import Retention
-from recollect.hot.store import HotStore
+from recollect.hot.read.store import HotStore
+from recollect.hot.retention.retain import Retention
 from recollect.recall.results import interrupted, nan_rewards
 
 

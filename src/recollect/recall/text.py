@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from recollect.errors import ArgumentError
-from recollect.hot.catalog import evicted
-from recollect.hot.compare import Difference, compare
-from recollect.hot.log import WriterLog
-from recollect.hot.sidecar import Damaged, Sidecar
-from recollect.hot.store import HotStore
+from recollect.hot.read.catalog import evicted
+from recollect.hot.read.compare import Difference, compare
+from recollect.hot.read.log import WriterLog
+from recollect.hot.read.sidecar import Damaged, Sidecar
+from recollect.hot.read.store import HotStore
 from recollect.recall.recent import steps_of
 from recollect.recall.results import Hits, Step
 from recollect.recall.terms import STOP, Word, words

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from recollect.errors import CorruptionError
 from recollect.hot import home
-from recollect.hot.catalog import Catalog
-from recollect.hot.compare import Difference
-from recollect.hot.layouts import Layouts
-from recollect.hot.sidecar import Damaged
-from recollect.hot.store import HotStore
-from recollect.hot.verify import Findings, Problem, Progress, verify_logs
+from recollect.hot.format.layouts import Layouts
+from recollect.hot.read.catalog import Catalog
+from recollect.hot.read.compare import Difference
+from recollect.hot.read.sidecar import Damaged
+from recollect.hot.read.store import HotStore
+from recollect.hot.recovery.verify import Findings, Problem, Progress, verify_logs
 from recollect.recall.text import TextIndex
 from recollect.view import Cut
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from recollect.hot.log import WriterLog
-from recollect.hot.store import HotStore
+from recollect.hot.read.log import WriterLog
+from recollect.hot.read.store import HotStore
 from recollect.records.heads import deepest_stack
 from recollect.records.layout import FINAL
 from recollect.view import Cut, EpisodeKey, Extent

@@ -12,10 +12,10 @@ from typing import Any, cast
 import numpy as np
 
 from recollect.errors import EpisodeError
-from recollect.hot.growing import Durability
 from recollect.hot.keep import Keep, Unpromoted
-from recollect.hot.lanes import Lanes as OpenLanes
-from recollect.hot.writer import Episode, Writer
+from recollect.hot.write.growing import Durability
+from recollect.hot.write.lanes import Lanes as OpenLanes
+from recollect.hot.write.writer import Episode, Writer
 from recollect.schema import Schema
 from recollect.testing import corpus
 from recollect.testing.corpus import Moment

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recollect.errors import ArgumentError, CorruptionError, NotFound
-from recollect.hot.files import file_system_type
-from recollect.hot.layouts import Layouts
-from recollect.hot.segment import ROWS_MASK, Segment
+from recollect.hot.format.files import file_system_type
+from recollect.hot.format.layouts import Layouts
+from recollect.hot.format.segment import ROWS_MASK, Segment
 from recollect.opening import create_workspace, open_workspace
 from recollect.schema import Schema
 from recollect.testing.actor import Actor, Journal, random_ops

@@ -1,0 +1,1 @@
+"""Reading every writer's log together: stores, the catalog, growing sources."""

@@ -1,0 +1,1 @@
+"""What a dead writer left: sealed by recovery, and checked by `verify`."""

@@ -1,0 +1,1 @@
+"""Evictions: when, and in which order of durable steps."""
