@@ -80,7 +80,7 @@ def fuzz_case(folder: Path, chance: random.Random, counts: Counter[str]) -> None
             if victim.suffix == INDEX:
                 counts[examine_index(path, whole)] += 1
             else:
-                counts[examine(path, whole, deep=k % 16 == 0, verified=k % 4 == 0)] += 1
+                counts[examine(path, whole, deep=k % 64 == 0, verified=k % 8 == 0)] += 1
         except BaseException as e:
             raise Wrong(f"input {k}: {what}: {type(e).__name__}: {e}") from e
 
@@ -212,9 +212,9 @@ def write_in_place(file: Path, raw: bytes) -> None:
 
 
 def _pick(files: dict[Path, bytes], chance: random.Random) -> Path:
-    """A file: mostly a segment, since most bytes are there, or an index."""
+    """A file: mostly a segment, since most bytes are there; seldom an index, which is made anew each time."""
     segments, indexes = ([f for f in files if f.suffix == suffix] for suffix in (".seg", INDEX))
-    kinds = [segments] * 8 + [indexes or segments] + [[f for f in files if f.suffix != INDEX]] * 4
+    kinds = [segments] * 24 + [indexes or segments] + [[f for f in files if f.suffix != INDEX]] * 12
     return chance.choice(chance.choice(kinds))
 
 
