@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from recollect.errors import CorruptionError
 from recollect.records import layout as lay
-from recollect.records.block import Block, Values, allocate, write_values
+from recollect.records.block import Block, Values, allocate, planes_at, write_values
 from recollect.records.layout import Layout, column
 from recollect.schema import Leaf
 from recollect.schema.fields import is_heap, is_inline, is_wide
@@ -105,13 +105,11 @@ def _leaf_array(
         index = np.ascontiguousarray(held)
         if not pa.types.is_fixed_size_list(kind):
             return _variable(region, index, nulls, kind)
-        if nulls is None and len(index) and (np.diff(index) == 1).all():
-            data = region[index[0] : index[0] + len(index)]
-        elif not len(region):  # every row is null
+        if len(region):
+            data = planes_at(region, np.maximum(index, 0))
+        else:  # every row is null
             data = np.zeros((len(index), *region.shape[1:]), region.dtype)
-        else:
-            data = region[np.maximum(index, 0)]
-        return _fixed(np.ascontiguousarray(data).reshape(-1), kind, nulls)
+        return _fixed(data.reshape(-1), kind, nulls)
     at, count = np.ascontiguousarray(held["at"]), np.ascontiguousarray(held["count"])
     if nulls is not None:
         count = np.where(nulls, 0, count)
@@ -133,12 +131,7 @@ def _leaf_array(
 
 def _variable(region: NDArray[Any], index: NDArray[np.int64], nulls: NDArray[np.bool_] | None, kind: Any) -> Any:
     """Planes as bytes, or as lists: nothing is held where they are null."""
-    valid = index if nulls is None else index[~nulls]
-    if len(valid) and (np.diff(valid) == 1).all():
-        planes = region[valid[0] : valid[0] + len(valid)]
-    else:
-        planes = region[valid]
-    planes = np.ascontiguousarray(planes)
+    planes = planes_at(region, index if nulls is None else index[~nulls])
     each = int(np.prod(region.shape[1:])) * (region.itemsize if pa.types.is_binary(kind) else 1)
     held = np.ones(len(index), np.int64) if nulls is None else (~nulls).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(held * each)]).astype(np.int32)

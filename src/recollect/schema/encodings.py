@@ -27,8 +27,8 @@ FLOATS = _encoding(compression="zstd", bss="on")
 """The bytes of a float by significance, then compressed."""
 TEXT = _encoding(compression="zstd", structural_encoding="miniblock", minichunk_size=str(1 << 16))
 """Many values are compressed together; 64 KiB of them are read for one."""
-FRAMES = _encoding(compression="zstd", structural_encoding="miniblock", minichunk_size=str(1 << 20))
-"""Frames that follow one another are alike: 1 MiB of them is compressed together, and read for one."""
+FRAMES = _encoding(compression="zstd", structural_encoding="miniblock", minichunk_size=str(1 << 22))
+"""Frames that follow one another are alike: 4 MiB of them is compressed together, and read for one."""
 RAW = _encoding(compression="none")
 """Noise: nothing is tried."""
 
