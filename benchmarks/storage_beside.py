@@ -111,9 +111,10 @@ def deep_lake(folder: Path, steps: Any, episodes: list[Episode]) -> None:
     dataset.commit()
 
 
+TUNED = "Parquet tuned by hand"
 PEERS: dict[str, Callable[[Path, Any, list[Episode]], None]] = {
     "Parquet with zstd": parquet,
-    "Parquet tuned by hand": parquet_tuned,
+    TUNED: parquet_tuned,
     "Minari's HDF5": minari,
     "Deep Lake": deep_lake,
 }
