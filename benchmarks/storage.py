@@ -3,13 +3,11 @@
     python benchmarks/storage.py [sizes|frames|memory|s3|upkeep ...]     prints these lines alone
 
 `RECOLLECT_BENCH_SCALE=0.1` makes every size a tenth; `RECOLLECT_BENCH_GB=0.5,10` and `RECOLLECT_BENCH_PROMOTIONS=10000`
-are the sizes of the large promotions and the number of small ones. The object store is moto's, a Python server on this
-machine: its requests are the floor of what is measured there.
+are the sizes of the large promotions and the number of small ones.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import statistics
@@ -17,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,7 @@ import numpy as np
 
 import corpora
 import storage_beside
-from children import answer, child
+import storage_s3
 from corpora import Episode
 from lines import Line, verdict
 from storage_beside import size_of
@@ -39,7 +36,7 @@ def measure(rc: Any, folder: Path, rounds: int) -> Iterator[Line]:
     yield from sizes(rc, folder / "sizes")
     yield from frames(rc, folder / "frames", max(3, rounds // 3))
     yield from memory(folder / "memory", tuple(map(float, MEMORY)))
-    yield from s3(rc, folder / "s3")
+    yield from storage_s3.measure(rc, folder / "s3")
     yield from upkeep(rc, folder / "upkeep")
 
 
@@ -220,126 +217,6 @@ def promote_large(folder: Path, gigabytes: float) -> tuple[int, int, float]:
     return int(rows), int(peak), float(seconds)
 
 
-# -- an object store --------------------------------------------------------------------------------------------------
-
-
-def s3(rc: Any, folder: Path) -> Iterator[Line]:
-    """A million rows on S3: the first batch with an empty cache, decoding, and a second snapshot of 1% more."""
-    rows = int(1_000_000 * SCALE)
-    schema = rc.Schema(
-        {
-            "observation": rc.Tensor("float32", (17,)),
-            "action": rc.Tensor("float32", (6,)),
-            "reward": rc.Tensor("float32"),
-        }
-    )
-    with _moto() as options, rc.create_workspace("bench-s3", schema, durability="process") as workspace:
-        writer = workspace.writer()
-        _floats(writer, rows, 0)
-        uri = "s3://bench/replay"
-        first = workspace.snapshot(uri, tag="one", storage_options=options)
-        os.environ["RECOLLECT_CACHE"] = str(folder / "warm-up")
-        _first_batch(rc, uri, "one", options)  # imports and connects
-        os.environ["RECOLLECT_CACHE"] = str(folder / "cache")
-        seconds, view_seconds, decoded, _ = _first_batch(rc, uri, "one", options)
-        yield Line(
-            f"first batch of a snapshot of {rows:,} rows on S3 (moto), empty cache",
-            f"{seconds:.2f} s; promoted at {first.rows_added / first.seconds / 1e3:,.0f}k rows/s",
-            "under 3 s",
-            verdict(seconds < 3),
-        )
-        rate = decoded / view_seconds
-        yield Line(
-            "open + decode there, empty cache", f"{rate / 1e6:.2f}M rows/s", "at least 1.5M", verdict(rate >= 1.5e6)
-        )
-        more = max(100, rows // 100)
-        for k in range(4):
-            _floats(writer, more // 4, 1 + k)
-            workspace.snapshot(uri, tag=f"more-{k}", storage_options=options)
-        _, _, before, _ = _first_batch(rc, uri, None, options)
-        with rc.open_buffer(uri, storage_options=options) as buffer:
-            merged = buffer.compact()
-        _, _, after, held = _first_batch(rc, uri, None, options)
-        part = (before + after) / held
-        yield Line(
-            "rows decoded for 1% more that came in four snapshots, read before and after they were compacted",
-            f"{100 * part:.2f}% ({before:,} + {after:,} of {held:,}; {merged.fragments_before} files became "
-            f"{merged.fragments_after})",
-            "at most 2%",
-            verdict(part <= 0.02),
-        )
-
-
-def _floats(writer: Any, rows: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    for start in range(0, rows, 10_000):
-        n = min(10_000, rows - start)
-        step = np.arange(n) % 200
-        writer.extend(
-            {
-                "episode": (seed << 20) + start // 200 + np.arange(n) // 200,
-                "step": step,
-                "observation": rng.standard_normal((n, 17), np.float32),
-                "action": rng.standard_normal((n, 6), np.float32),
-                "reward": rng.standard_normal(n, np.float32),
-                "terminated": (step == 199) | (np.arange(n) == n - 1),
-            }
-        )
-
-
-def _scan(uri: str, options: dict[str, str]) -> float:
-    """Seconds that lance takes to read every row: the floor, which is mostly the server's."""
-    import lance
-
-    start = time.perf_counter()
-    for _ in lance.dataset(f"{uri}/steps.lance", storage_options=options).to_batches():
-        pass
-    return time.perf_counter() - start
-
-
-def _first_batch(rc: Any, uri: str, tag: str | None, options: dict[str, str]) -> tuple[float, float, int, int]:
-    """Seconds to the first batch and to the view, rows decoded, rows held."""
-    start = time.perf_counter()
-    with rc.open_buffer(uri, storage_options=options) as buffer:
-        view = buffer.at(tag) if tag else buffer.at()
-        opened = time.perf_counter() - start
-        with rc.Loader(view, rc.Uniform(), batch_size=256, seed=0, output="numpy") as loader:
-            next(loader)
-        return time.perf_counter() - start, opened, buffer.decoded_rows, len(view.rows)
-
-
-_MOTO = """
-import logging, sys, threading
-from moto.server import ThreadedMotoServer
-logging.getLogger("werkzeug").setLevel(logging.ERROR)
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(*server.get_host_and_port(), flush=True)
-sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def _moto() -> Iterator[dict[str, str]]:
-    """The storage options of an S3 server in a process of its own, with a bucket named bench."""
-    server = child(_MOTO)
-    try:
-        host, port = answer(server).split()
-        endpoint = f"http://{host}:{port}"
-        signed = "AWS4-HMAC-SHA256 Credential=k/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
-        request = urllib.request.Request(f"{endpoint}/bench", method="PUT", headers={"Authorization": signed})
-        urllib.request.urlopen(request).close()
-        yield {
-            "aws_endpoint": endpoint,
-            "aws_allow_http": "true",
-            "aws_region": "us-east-1",
-            "aws_access_key_id": "k",
-            "aws_secret_access_key": "s",
-        }
-    finally:
-        server.communicate("")
-
-
 # -- many promotions --------------------------------------------------------------------------------------------------
 
 
@@ -388,7 +265,7 @@ def main() -> None:
             "sizes": lambda: sizes(rc, folder / "sizes"),
             "frames": lambda: frames(rc, folder / "frames", 5),
             "memory": lambda: memory(folder / "memory", tuple(map(float, MEMORY))),
-            "s3": lambda: s3(rc, folder / "s3"),
+            "s3": lambda: storage_s3.measure(rc, folder / "s3"),
             "upkeep": lambda: upkeep(rc, folder / "upkeep"),
         }
         for part in sys.argv[1:] or parts:
