@@ -1,7 +1,7 @@
 """The replay buffer on an object store of this machine.
 
-It is moto's, a server in Python that takes a whole object into memory for every request of a part of it: what lance takes
-to read the same rows from it is given as the floor. `rclone serve s3`, the other server that pip gives, ignores
+It is moto's, a server in Python that takes a whole object into memory for every request of a part of it: what lance
+takes to read the same rows from it is given as the floor. `rclone serve s3`, the other server that pip gives, ignores
 conditional puts and answers some ranges with whole objects, which lance refuses.
 """
 
