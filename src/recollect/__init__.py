@@ -19,6 +19,7 @@ __version__ = "0.0.1"
 
 _HOME = {
     "Batch": "loader",
+    "Branch": "buffer",
     "Buffer": "buffer",
     "Cut": "view",
     "Embedding": "schema",
@@ -63,7 +64,7 @@ _MODULES = ("errors", "gym")
 if TYPE_CHECKING:
     from recollect import errors as errors
     from recollect import gym as gym
-    from recollect.buffer import Buffer, Version, open_buffer
+    from recollect.buffer import Branch, Buffer, Version, open_buffer
     from recollect.hot.keep import Keep
     from recollect.hot.write.writer import Episode, Writer
     from recollect.loader import Batch, Loader
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "Branch",
     "Buffer",
     "Cut",
     "Embedding",

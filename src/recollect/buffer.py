@@ -12,16 +12,18 @@ from typing import Any
 from recollect.cache.blocks import BlockCache
 from recollect.cache.rotation import Rotation
 from recollect.cache.view import BufferReader
-from recollect.cold import torn
+from recollect.cold import branches, torn
+from recollect.cold.branches import Branch
 from recollect.cold.cleanup import Cleanup, cleanup
 from recollect.cold.compact import Compaction, compact
 from recollect.cold.dataset import Datasets
-from recollect.cold.fold import Promotion
+from recollect.cold.fold import Promotion, cut_of
 from recollect.cold.history import History
-from recollect.cold.location import Location
+from recollect.cold.location import MAIN, Location
 from recollect.cold.pins import Pin
 from recollect.cold.verify import BufferReport, verify
-from recollect.errors import ArgumentError, NotFound
+from recollect.errors import AlreadyExists, ArgumentError, NotFound
+from recollect.promote.tags import check_tag
 from recollect.promote.upkeep import row_bytes
 from recollect.records.layout import Layout
 from recollect.records.part import part_of
@@ -41,6 +43,11 @@ class Version:
         finished_only, where: the filter of its snapshot; `held_rows` rows that it held back.
         open_episodes: episodes that it promoted though somebody had them open; their later rows come in later versions.
         kept: whether it can still be opened; what cleanup removed stays in the list.
+        branch: the branch that it is one of; its number is unique there and on the branches that began behind it.
+        parent: number of the version that it was made of; `cut` the rows and facts that it added to that one.
+        workspace_id: the id of the workspace; `schema` the fingerprint of the schema of the rows.
+        commit: the commit of the code that wrote the rows, None where nobody said.
+        column: the field that it added to every row, None for a snapshot's.
         statistics: per numeric field: rows, nulls, nans, count, mean, std, min, max (per element for small fields), and
             under `returns` and `lengths` those of the episodes that ended. Of the steps as they were written: late
             facts are not in them.
@@ -58,6 +65,13 @@ class Version:
     where: str | None = None
     held_rows: int = 0
     open_episodes: int = 0
+    branch: str = MAIN
+    parent: int = 0
+    cut: Cut = Cut((), ())  # noqa: RUF009
+    workspace_id: str = ""
+    schema: str = ""
+    commit: str | None = None
+    column: str | None = None
 
 
 class Buffer:
@@ -68,7 +82,7 @@ class Buffer:
 
     def __init__(self, data: Datasets) -> None:
         self._data = data
-        self.uri = data.location.uri
+        self.uri, self.branch_name = data.location.uri, data.location.branch_name
         self._layout = Layout.of(data.schema)
         self._reader = BufferReader(data, self._layout, BlockCache())
 
@@ -77,7 +91,10 @@ class Buffer:
         return self._data.schema
 
     def versions(self) -> list[Version]:
-        """Every version that a snapshot made, oldest first, those that were cleaned up included."""
+        """Every version that a snapshot or `add_column` made, oldest first, those that were cleaned up included.
+
+        Of a branch: its own, and before them those of its parent up to the one it began with.
+        """
         self._data.refresh()
         tags: dict[int, list[str]] = {}
         for name, number in self._data.tags().items():
@@ -100,24 +117,95 @@ class Buffer:
                     p.record["lineage"]["where"],
                     p.record["counts"]["held_rows"],
                     p.record["counts"]["open_episodes"],
+                    self._data.location.on(self._data.place(number)[0]).branch_name,
+                    p.base_version,
+                    cut_of([p]),
+                    p.workspace,
+                    p.record["schema"],
+                    p.record["lineage"]["commit"],
+                    p.record["lineage"].get("column"),
                 )
             )
         return out
 
     def tags(self) -> dict[str, int]:
-        """Tag → version number."""
+        """Tag → version number, of the versions of this branch and of those of its parent that it began behind."""
         return dict(sorted(self._data.tags().items()))
 
-    def at(self, which: str | int | datetime | None = None, *, cut: Cut | None = None) -> View:
+    def tag(self, name: str, which: str | int | datetime | None = None) -> int:
+        """Names a version, by default the newest; returns its number. A tag's name is taken on every branch at once.
+
+        Raises:
+            ArgumentError: a name that a tag cannot have.
+            AlreadyExists: the tag names another version.
+            NotFound: there is no such version.
+        """
+        check_tag(name)
+        self._data.refresh()
+        version = self._number(which)
+        with self.pin(version, hold=timedelta(hours=1)):
+            if not self._data.create_tag(name, version) and self._data.tagged(name) != version:
+                raise AlreadyExists(
+                    f"tag {name!r} names version {self._data.tagged(name)} of {self._data.location}",
+                    remedy="Choose another tag",
+                )
+        return version
+
+    # -- branches ------------------------------------------------------------------------------------------
+
+    def branch(self, name: str, *, at: str | int | datetime | None = None) -> Buffer:
+        """Makes a branch, and opens it. It begins with a version of this one, which it shares, and goes on by itself.
+
+        Snapshots with `branch=name` land on it, each row once, whatever main holds; columns can be added to it.
+
+        Args:
+            at: the version that it begins with, as for `Buffer.at`; the newest when None.
+
+        Raises:
+            ArgumentError: a name that a branch cannot have.
+            AlreadyExists: there is a branch of that name.
+            NotFound: there is no such version.
+        """
+        self._data.refresh()
+        return Buffer(Datasets.open_(branches.create(self._data, name, self._number(at))))
+
+    def branches(self) -> list[Branch]:
+        """Every branch but main, by name."""
+        return branches.branches(self._data)
+
+    def delete_branch(self, name: str, *, with_tags: bool = False) -> list[str]:
+        """Deletes a branch and the versions that only it has, for good; returns the tags that went with it.
+
+        Args:
+            with_tags: also where tags name its versions.
+
+        Raises:
+            NotFound: no such branch.
+            ConflictError: it has tags, somebody has a pin on it, or another branch began on it. Nothing is deleted.
+        """
+        return branches.delete(self._data, name, with_tags=with_tags)
+
+    def on(self, branch: str) -> Buffer:
+        """The same buffer at another branch, "main" included. Raises NotFound."""
+        return Buffer(Datasets.open_(branches.find(self._data.location, branch)))
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def at(
+        self, which: str | int | datetime | None = None, *, branch: str | None = None, cut: Cut | None = None
+    ) -> View:
         """A view of a version.
 
         Args:
             which: a tag, a version's number, or a moment: the newest version at that time. None is the newest of all.
+            branch: the branch that it is one of; the one that this handle is at when None.
             cut: reads only these rows of it, such as `snapshot.cut`.
 
         Raises:
-            NotFound: no such tag or version, none that old, or a buffer without rows.
+            NotFound: no such tag, version or branch, none that old, or a buffer without rows.
         """
+        if branch is not None and branch != self.branch_name:
+            return self.on(branch).at(which, cut=cut)
         view = self._reader.view(*self._read(which))
         return view if cut is None else part_of(view, cut)
 
@@ -151,7 +239,8 @@ class Buffer:
         self._data.refresh()
         steps = self._data.at_version(self._number(which))
         history = self._data.history(steps)
-        name = f"{self.uri}@{which if which is not None else steps.version}"
+        on = "" if self.branch_name == MAIN else f"{self.branch_name}:"
+        name = f"{self.uri}@{on}{which if which is not None else steps.version}"
         if history.head is None:
             raise NotFound(f"{name} is empty", remedy="Snapshot a workspace to it first")
         return steps, history, history.cut, name
@@ -161,7 +250,7 @@ class Buffer:
             return int(self._data.steps.version)
         if isinstance(which, int):
             if which < 1:
-                raise NotFound(f"buffer {self.uri!r} has no version {which}", remedy="Versions count from 1")
+                raise NotFound(f"buffer {self._data.location} has no version {which}", remedy="Versions count from 1")
             return which
         if isinstance(which, datetime):
             moment = which.astimezone(UTC)
@@ -173,7 +262,8 @@ class Buffer:
         if which not in tags:
             raise NotFound(
                 f"buffer {self.uri!r} has no tag {which!r}",
-                remedy=f"Tags: {', '.join(sorted(tags)) or 'none'}",
+                remedy=f"Tags: {', '.join(sorted(tags)) or 'none'}"
+                + ("; it names a version of another branch: see buf.branches()" if self._data.has_tag(which) else ""),
             )
         return tags[which]
 
@@ -243,21 +333,24 @@ class Buffer:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Buffer({self.uri!r})"
+        return f"Buffer({self.uri!r})" if self.branch_name == MAIN else f"Buffer({self.uri!r}, {self.branch_name!r})"
 
 
-def open_buffer(uri: str | os.PathLike[str], *, storage_options: Mapping[str, str] | None = None) -> Buffer:
+def open_buffer(
+    uri: str | os.PathLike[str], *, branch: str | None = None, storage_options: Mapping[str, str] | None = None
+) -> Buffer:
     """Opens a replay buffer.
 
     Args:
         uri: a path, `file://`, `s3://…`.
+        branch: the branch; main when None.
         storage_options: endpoint, credentials and region of an object store.
 
     Raises:
-        NotFound: no buffer there.
-        StoreError: the store cannot be reached.
+        NotFound: no buffer there, or no such branch.
+        StoreError: the store cannot be reached, or it is a branch of a buffer that was moved.
     """
-    return Buffer(Datasets.open_(Location(uri, storage_options)))
+    return Buffer(Datasets.open_(branches.find(Location(uri, storage_options), branch)))
 
 
 def repair_buffer(uri: str | os.PathLike[str]) -> list[str]:
@@ -271,7 +364,10 @@ def repair_buffer(uri: str | os.PathLike[str]) -> list[str]:
     """
     location = Location(uri)
     torn.require_local(location)
-    return torn.go_back(location)
+    done = torn.go_back(location)
+    for name, held in branches.registered(location).items():
+        done += [f"branch {name}: {line}" for line in torn.go_back(location.on(held))]
+    return done
 
 
 def _finished(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,4 +394,4 @@ def _finished(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-__all__ = ["Buffer", "Promotion", "Version", "open_buffer", "repair_buffer"]
+__all__ = ["Branch", "Buffer", "Promotion", "Version", "open_buffer", "repair_buffer"]
