@@ -31,14 +31,11 @@ NOW = timedelta(0)
 def write(ws: rc.Workspace, first: int, count: int = 4) -> None:
     with ws.writer() as writer, writer.episode(task=f"t{first}") as episode:
         for uid in range(first, first + count):
-            episode.append(
-                observation=[uid, 0], reward=1.0, uid=uid, terminated=uid == first + count - 1,
-                next_observation=[uid + 1, 0],
-            )  # fmt: skip
+            episode.append(observation=[uid, 0], reward=1.0, uid=uid, terminated=uid == first + count - 1)
 
 
 def uids(view: rc.View) -> list[int]:
-    return sorted(int(row["uid"]) for row in rows_of(view, batch_size=64).values())
+    return sorted(rows_of(view, batch_size=64))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +96,7 @@ def test_main_and_branches_go_on_by_themselves(place: tuple[str, dict[str, str] 
         assert [v.branch for v in twig.versions()] == ["main", "exp", "twig"]
         assert buffer.verify().ok and again.verify().ok and twig.verify().ok
         # Facts come with the version that they were promoted in.
-        key = next(iter(twig.at().facts.episodes))
+        key = next(iter(fork.at("r1").facts.episodes))
         ws.annotate(key, lesson="late")
         ws.snapshot(uri, storage_options=options, branch="exp")
         assert again.at().facts.episodes[key]["lesson"] == "late"
@@ -300,7 +297,7 @@ def test_compaction_of_a_branch_keeps_rows_and_leaves_main_alone(tmp_path: Path)
         done = fork.compact()
         assert (done.fragments_before, done.fragments_after) == (10, 1)
         fork.cleanup(NOW)
-        assert all_ids(fork.at()) == ids and len(ids) == 50 - 10
+        assert all_ids(fork.at()) == ids and len(ids) == 40
         assert buffer.versions()[-1].version == newest and fork.verify().ok and buffer.verify().ok
 
 

@@ -25,6 +25,7 @@ from recollect.cold.durable import sync_files, sync_tree
 from recollect.cold.faults import store_errors
 from recollect.cold.location import MAIN, Location
 from recollect.cold.pins import Pin, pins, remove_tag
+from recollect.cold.refs import listed
 from recollect.cold.torn import open_whole
 from recollect.errors import AlreadyExists, ArgumentError, ConflictError, NotFound, StoreUnavailable
 
@@ -207,10 +208,14 @@ def remove_nameless(data: Datasets, older_than_s: float) -> int:
 
 def _remove(data: Datasets, held: str) -> None:
     with store_errors("deleting a branch of", data.location):
-        for tag, info in data.steps.tags.list().items():
+        for tag, info in listed(data.steps.tags.list).items():
             if info["branch"] == held:
                 remove_tag(data.steps, tag)
-        data.steps.branches.delete(held)
+        try:
+            listed(lambda: data.steps.branches.delete(held))
+        except ValueError as e:
+            if "does not exist" not in str(e):
+                raise
 
 
 def _require_kept(data: Datasets) -> None:

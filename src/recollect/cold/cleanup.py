@@ -30,6 +30,7 @@ from recollect.cold.faults import store_errors
 from recollect.cold.history import FOLDER
 from recollect.cold.leases import Leases
 from recollect.cold.pins import CLEANUP, pins, remove_tag
+from recollect.cold.refs import listed
 from recollect.errors import ArgumentError, ConflictError
 
 STAGED_S = 48 * 3600.0
@@ -132,7 +133,7 @@ def _cleanup(data: Datasets, older_than_s: float, dry_run: bool) -> Cleanup:
     going = [v for v in old if v not in tags and v not in held and v not in forks]
     size = _versions(steps, going, dry_run)
     if not dry_run:
-        left = data.version_numbers()  # lance looks at the tags itself: a pin may have come in between
+        left = data.manifests(data.location.branch)  # lance looks at the tags itself: a pin may have come in between
         going = [v for v in going if v not in left]
     live = _live(data, [v for v in there if v not in going])
     files, history_bytes = _history(data, live, dry_run)
@@ -155,9 +156,10 @@ def _versions(steps: Any, numbers: list[int], dry_run: bool) -> int:
     """Removes versions and the files that only they name, and old data files of nobody; the bytes that frees."""
     chosen: dict[str, Any] = {"versions": numbers} if numbers else {"older_than": timedelta(days=36_500)}
     if dry_run:
-        told = steps.explain_cleanup_old_versions(**chosen, error_if_tagged_old_versions=False)
+        told = listed(lambda: steps.explain_cleanup_old_versions(**chosen, error_if_tagged_old_versions=False))
         return int(told.stats.bytes_removed)
-    return int(steps.cleanup_old_versions(**chosen, error_if_tagged_old_versions=False).bytes_removed)
+    done = listed(lambda: steps.cleanup_old_versions(**chosen, error_if_tagged_old_versions=False))
+    return int(done.bytes_removed)
 
 
 @dataclass

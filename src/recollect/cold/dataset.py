@@ -34,6 +34,7 @@ from recollect.cold.fold import Promotion
 from recollect.cold.history import FOLDER, History, Records
 from recollect.cold.location import Location
 from recollect.cold.probe import require_conditional_put
+from recollect.cold.refs import listed
 from recollect.errors import AlreadyExists, ConflictError, CorruptionError, NotFound, SchemaMismatch, StoreError
 from recollect.schema import Schema
 from recollect.schema.arrow import arrow_schema
@@ -135,7 +136,7 @@ class Datasets:
     def forks(self) -> dict[str, Any]:
         """Every branch by lance's name of it: `parent_branch` (None for main), `parent_version`, `create_at`."""
         with store_errors("reading branches of", self.location), self._torn_tags():
-            return dict(self.steps.branches.list())
+            return dict(listed(self.steps.branches.list))
 
     def place(self, version: int) -> tuple[str, int]:
         """The branch that a version is one of, "" for main, and its number there.
@@ -187,13 +188,16 @@ class Datasets:
         self.place(0)
         assert self._line is not None
         found: set[int] = set()
-        with store_errors("reading buffer", self.location):
-            for branch, above in self._line:
-                at = self.location.on(branch).dataset("steps")
-                session = LanceFileSession(at, storage_options=self.location.options)
-                here = {v for path in session.list("_versions") if (v := version_number(Path(path).name)) is not None}
-                found |= {v for v in here if v > above and self.place(v)[0] == branch}
+        for branch, above in self._line:
+            found |= {v for v in self.manifests(branch) if v > above and self.place(v)[0] == branch}
         return found
+
+    def manifests(self, branch: str) -> set[int]:
+        """Numbers of the manifests in the folder of a branch, its copy of the version it began with included."""
+        with store_errors("reading buffer", self.location):
+            at = self.location.on(branch).dataset("steps")
+            session = LanceFileSession(at, storage_options=self.location.options)
+            return {v for path in session.list("_versions") if (v := version_number(Path(path).name)) is not None}
 
     def history(self, steps: Any = None) -> History:
         """What a version, by default the one that this handle is at, is made of.
@@ -216,7 +220,7 @@ class Datasets:
     def marks(self) -> dict[str, int]:
         """Tag or pin → version, of the versions of this branch and of those before it."""
         with store_errors("reading tags of", self.location), self._torn_tags():
-            found = self.steps.tags.list().items()
+            found = listed(self.steps.tags.list).items()
         return {
             name: int(info["version"])
             for name, info in found
