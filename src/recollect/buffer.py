@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -28,6 +28,7 @@ from recollect.promote.upkeep import row_bytes
 from recollect.records.layout import Layout
 from recollect.records.part import part_of
 from recollect.schema import Schema
+from recollect.versions.diff import Diff, Side, diff
 from recollect.view import Cut, View
 
 
@@ -208,6 +209,34 @@ class Buffer:
             return self.on(branch).at(which, cut=cut)
         view = self._reader.view(*self._read(which))
         return view if cut is None else part_of(view, cut)
+
+    def diff(
+        self,
+        a: str | int | datetime,
+        b: str | int | datetime | None = None,
+        *,
+        branch: str | None = None,
+        by: Sequence[str] | None = None,
+    ) -> Diff:
+        """How version `b` differs from version `a`: rows, episodes, values of fields, returns by task, schema.
+
+        Reads both once, a block at a time.
+
+        Args:
+            a, b: as for `at`; `b` is the newest when None.
+            branch: the branch that `b` is on; the one that this handle is at when None.
+            by: facts of episodes, or scalar fields, to group by; see `recollect.versions.diff.diff`.
+
+        Raises:
+            NotFound: no such version or branch, or `by` names what there is not.
+        """
+        other = self if branch is None else self.on(branch)
+        return diff(self._side(a), other._side(b), by)
+
+    def _side(self, which: str | int | datetime | None) -> Side:
+        steps, history, cut, name = self._read(which)
+        layout = Layout.of(self._data.schema_of(steps))
+        return Side(BufferReader(self._data, layout, self._reader.cache), steps, history, cut, name)
 
     def rotate(
         self, which: str | int | datetime | None = None, *, resident_bytes: int | None = None, reuse: float = 1.0

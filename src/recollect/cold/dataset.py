@@ -131,6 +131,10 @@ class Datasets:
         plain = self.schema.to_dict()
         return Schema.from_dict({**plain, "step": {k: v for k, v in plain["step"].items() if k not in added}})
 
+    def schema_of(self, steps: Any) -> Schema:
+        """The schema of a version."""
+        return _read_schema(steps, self.location)
+
     # -- versions ------------------------------------------------------------------------------------------
 
     def forks(self) -> dict[str, Any]:
