@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from recollect.cache.blocks import BlockCache
 from recollect.cache.rotation import Rotation
@@ -17,62 +16,22 @@ from recollect.cold.branches import Branch
 from recollect.cold.cleanup import Cleanup, cleanup
 from recollect.cold.compact import Compaction, compact
 from recollect.cold.dataset import Datasets
-from recollect.cold.fold import Promotion, cut_of
+from recollect.cold.fold import Promotion
 from recollect.cold.history import History
 from recollect.cold.location import MAIN, Location
 from recollect.cold.pins import Pin
 from recollect.cold.verify import BufferReport, verify
 from recollect.errors import AlreadyExists, ArgumentError, NotFound
+from recollect.promote.lineage import commit_of
 from recollect.promote.tags import check_tag
 from recollect.promote.upkeep import row_bytes
 from recollect.records.layout import Layout
 from recollect.records.part import part_of
-from recollect.schema import Schema
+from recollect.schema import Embedding, Schema, Tensor
+from recollect.versions.columns import add_column
 from recollect.versions.diff import Diff, Side, diff
+from recollect.versions.listing import Version, listing
 from recollect.view import Cut, View
-
-
-@dataclass(frozen=True)
-class Version:
-    """One version of a buffer.
-
-    Attributes:
-        version: its number; `tags` the names it has. Version 1 is the empty buffer, the first snapshot is version 2.
-        time: when it was promoted, UTC.
-        rows: rows in it; `rows_added` those its promotion brought.
-        workspace: name of the workspace they came from.
-        finished_only, where: the filter of its snapshot; `held_rows` rows that it held back.
-        open_episodes: episodes that it promoted though somebody had them open; their later rows come in later versions.
-        kept: whether it can still be opened; what cleanup removed stays in the list.
-        branch: the branch that it is one of; its number is unique there and on the branches that began behind it.
-        parent: number of the version that it was made of; `cut` the rows and facts that it added to that one.
-        workspace_id: the id of the workspace; `schema` the fingerprint of the schema of the rows.
-        commit: the commit of the code that wrote the rows, None where nobody said.
-        column: the field that it added to every row, None for a snapshot's.
-        statistics: per numeric field: rows, nulls, nans, count, mean, std, min, max (per element for small fields), and
-            under `returns` and `lengths` those of the episodes that ended. Of the steps as they were written: late
-            facts are not in them.
-    """
-
-    version: int
-    tags: tuple[str, ...]
-    time: datetime
-    rows: int
-    rows_added: int
-    workspace: str
-    statistics: Mapping[str, Any]
-    kept: bool = True
-    finished_only: bool = False
-    where: str | None = None
-    held_rows: int = 0
-    open_episodes: int = 0
-    branch: str = MAIN
-    parent: int = 0
-    cut: Cut = Cut((), ())  # noqa: RUF009
-    workspace_id: str = ""
-    schema: str = ""
-    commit: str | None = None
-    column: str | None = None
 
 
 class Buffer:
@@ -96,38 +55,7 @@ class Buffer:
 
         Of a branch: its own, and before them those of its parent up to the one it began with.
         """
-        self._data.refresh()
-        tags: dict[int, list[str]] = {}
-        for name, number in self._data.tags().items():
-            tags.setdefault(number, []).append(name)
-        there = self._data.version_numbers()
-        out = []
-        for p in self._data.history().log():
-            number = p.base_version + 1
-            out.append(
-                Version(
-                    number,
-                    tuple(sorted(tags.get(number, []))),
-                    datetime.fromtimestamp(p.time_ns / 1e9, tz=UTC),
-                    p.total_rows,
-                    p.rows,
-                    p.record["lineage"]["workspace_name"],
-                    _finished(p.record["statistics"]),
-                    number in there,
-                    p.record["lineage"]["finished_only"],
-                    p.record["lineage"]["where"],
-                    p.record["counts"]["held_rows"],
-                    p.record["counts"]["open_episodes"],
-                    self._data.location.on(self._data.place(number)[0]).branch_name,
-                    p.base_version,
-                    cut_of([p]),
-                    p.workspace,
-                    p.record["schema"],
-                    p.record["lineage"]["commit"],
-                    p.record["lineage"].get("column"),
-                )
-            )
-        return out
+        return listing(self._data)
 
     def tags(self) -> dict[str, int]:
         """Tag → version number, of the versions of this branch and of those of its parent that it began behind."""
@@ -185,6 +113,53 @@ class Buffer:
             ConflictError: it has tags, somebody has a pin on it, or another branch began on it. Nothing is deleted.
         """
         return branches.delete(self._data, name, with_tags=with_tags)
+
+    def add_column(
+        self,
+        name: str,
+        fn: Callable[[Mapping[str, Any]], Any],
+        *,
+        field: Tensor | Embedding,
+        fields: Sequence[str] | None = None,
+        by: Literal["row", "episode"] = "row",
+        on: str | None = None,
+        commit: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Adds a field that `fn` computes to every step of a branch's newest version; returns the new version.
+
+        Rows stay as they were written. It is there in one commit, whole or not at all; a run that was killed may be
+        run again. The field is optional: rows that later snapshots bring have null, and older versions lack it.
+
+        Args:
+            fn: is called with up to 4,096 rows, a dict of arrays `[n, *shape]`, in the order of the buffer, and returns
+                an array `[n, *field.shape]`. Of an optional field `x` there is `valid.x` too; text is an array of str
+                or None, ragged fields one of arrays. `terminated`, `truncated`, `step`, `time`, `writer`, `seq`,
+                `episode_writer` and `episode` are always there. Late facts about steps are in the values.
+            field: what `fn` returns: a Tensor or an Embedding.
+            fields: what `fn` is given; every field of fixed shape when None.
+            by: "episode" calls `fn` once for each episode, with all of its steps in order. The branch then has to fit
+                into the cache's budget.
+            on: the branch; the one that this handle is at when None.
+            commit: the commit of the code of `fn`, for the lineage; the variable `RECOLLECT_COMMIT` when None.
+            progress: called with rows done and rows to do.
+
+        Raises:
+            ArgumentError: on main, a field of another type, or what `fn` returned does not fit it.
+            AlreadyExists: the branch has such a field.
+            NotFound: no such branch or field, or a branch without rows.
+            ConflictError: others kept committing first. Nothing was added.
+            StoreError, DiskFull: the store or the cache cannot be reached or written. Nothing was added.
+        """
+        if on is not None and on != self.branch_name:
+            return self.on(on).add_column(name, fn, field=field, fields=fields, by=by, commit=commit, progress=progress)
+        cache = self._reader.cache
+        version = add_column(
+            self._data, name, fn, field, fields=fields, by=by, code=commit_of(commit), cache=cache, progress=progress
+        )
+        self._layout = Layout.of(self._data.schema)
+        self._reader = BufferReader(self._data, self._layout, cache)
+        return version
 
     def on(self, branch: str) -> Buffer:
         """The same buffer at another branch, "main" included. Raises NotFound."""
@@ -397,30 +372,6 @@ def repair_buffer(uri: str | os.PathLike[str]) -> list[str]:
     for name, held in branches.registered(location).items():
         done += [f"branch {name}: {line}" for line in torn.go_back(location.on(held))]
     return done
-
-
-def _finished(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Sums as the statistics that people read: the deviation in place of the squares."""
-    import numpy as np
-
-    def one(sums: Mapping[str, Any]) -> dict[str, Any]:
-        count = np.array(sums["count"])
-        with np.errstate(all="ignore"):
-            std = np.sqrt(np.array(sums["squares"]) / np.maximum(count, 1))
-        none = int(np.max(count, initial=0)) == 0
-        return {
-            **{k: sums[k] for k in ("rows", "nulls", "nans", "count")},
-            "mean": None if none else sums["mean"],
-            "std": None if none else std.tolist(),
-            "min": None if none else sums["min"],
-            "max": None if none else sums["max"],
-        }
-
-    return {
-        **{path: one(sums) for path, sums in data["fields"].items()},
-        "returns": one(data["returns"]),
-        "lengths": one(data["lengths"]),
-    }
 
 
 __all__ = ["Branch", "Buffer", "Promotion", "Version", "open_buffer", "repair_buffer"]

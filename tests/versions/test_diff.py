@@ -36,16 +36,17 @@ def _write(ws: rc.Workspace, rng: np.random.Generator, episodes: int, shift: flo
         end = rng.random() < 0.7
         with writer.episode(seed=int(rng.integers(3)), **task) as episode:
             for t in range(n):
-                reward = (
-                    None
-                    if rng.random() < 0.1
-                    else float(rng.choice([rng.normal(shift), np.nan, np.inf], p=[0.9, 0.05, 0.05]))
-                )
+                noise = float(rng.choice([rng.normal(shift), np.nan, np.inf], p=[0.9, 0.05, 0.05]))
                 episode.append(
-                    observation=rng.normal(shift, 1, 3), reward=reward, policy_version=int(shift), tokens=np.arange(rng.integers(4)).astype("int16"),
-                    note=None if rng.random() < 0.3 else "é" * int(rng.integers(5)), image=rng.integers(0, 255, (2, 3)).astype("uint8"),
-                    terminated=end and t == n - 1, next_observation=rng.normal(size=3),
-                )  # fmt: skip
+                    observation=rng.normal(shift, 1, 3),
+                    reward=None if rng.random() < 0.1 else noise,
+                    policy_version=int(shift),
+                    tokens=np.arange(rng.integers(4)).astype("int16"),
+                    note=None if rng.random() < 0.3 else "é" * int(rng.integers(5)),
+                    image=rng.integers(0, 255, (2, 3)).astype("uint8"),
+                    terminated=end and t == n - 1,
+                    next_observation=rng.normal(size=3),
+                )
     writer.close()
 
 
@@ -119,7 +120,7 @@ def _check(buffer: rc.Buffer, a: Any, b: Any, branch: str | None = None) -> modu
         for name in ("task", "seed"):
             of = {k: version.facts.episodes[rc.EpisodeKey(*k)].get(name) for k in {r["episode"] for r in rows}}
             groups = {g.value: g for g in found.groups[name]}
-            assert {v for v in of.values()} <= groups.keys()
+            assert set(of.values()) <= groups.keys()
             for value, g in groups.items():
                 members = {k for k, v in of.items() if v == value}
                 assert getattr(g, f"episodes_{side}") == len(members)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -78,14 +78,21 @@ class BufferReader:
         pieces = live_pieces(version.spans, blocks, version.live)
         return version.build(place_rows(pieces, cut, name, deleted=version.deleted), pieces)
 
-    def parts(self, steps: Any, history: History, cut: Cut, name: str) -> Iterator[Part]:
+    def parts(
+        self, steps: Any, history: History, cut: Cut, name: str, fragments: Collection[int] | None = None
+    ) -> Iterator[Part]:
         """A version block by block, in order: none but the block at hand has to fit into the cache.
+
+        Args:
+            fragments: only those of these fragments, by their place in the version.
 
         Raises:
             CorruptionError: its rows are not those of its cut.
         """
         version = self._version(steps, history, cut, name, True)
         for span in version.spans:
+            if fragments is not None and span.index not in fragments:
+                continue
             block, _ = self.block(span)
             pieces = live_pieces([span], [block], version.live)
             live = version.live[span.index]
@@ -96,6 +103,11 @@ class BufferReader:
                 continue
             held = place_rows(pieces, cut, name, deleted=True)
             yield Part(span, np.arange(span.stop - span.start) if live is None else live, version.build(held, pieces))
+
+    def places(self, steps: Any) -> list[tuple[int, NDArray[np.int64] | None]]:
+        """By fragment: the rows that were written, and the places of those that were not deleted, None for all."""
+        with store_errors("reading buffer", self.data.location):
+            return [(int(f.physical_rows), live_rows(f)) for f in steps.get_fragments()]
 
     def rotate(
         self,

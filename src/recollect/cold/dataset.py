@@ -321,7 +321,7 @@ class Datasets:
         metadata = dict(steps.schema.metadata or {})
         metadata[PROMOTION_KEY.encode()] = promotion.encode()
         form = LanceSchema.from_pyarrow(steps.schema.with_metadata(metadata))
-        if _field_ids(form) != _field_ids(steps.lance_schema):
+        if field_ids(form) != field_ids(steps.lance_schema):
             raise SchemaMismatch(
                 f"buffer {self.location.uri!r} numbers its fields in a way that this release cannot commit to",
                 remedy="Write to a new buffer",
@@ -337,7 +337,8 @@ class Datasets:
         return int(landed.version)
 
 
-def _field_ids(schema: Any) -> list[tuple[str, int]]:
+def field_ids(schema: Any) -> list[tuple[str, int]]:
+    """Every field of a lance schema by its path, with its number, children behind their parents."""
     out: list[tuple[str, int]] = []
 
     def walk(field: Any, prefix: str) -> None:
