@@ -61,6 +61,11 @@ class Buffer:
         """Tag → version number, of the versions of this branch and of those of its parent that it began behind."""
         return dict(sorted(self._data.tags().items()))
 
+    def number(self, which: str | int | datetime | None = None) -> int:
+        """The number of a version, as `at` finds it. Raises NotFound for a tag or a moment that names none."""
+        self._data.refresh()
+        return self._number(which)
+
     def tag(self, name: str, which: str | int | datetime | None = None) -> int:
         """Names a version, by default the newest; returns its number. A tag's name is taken on every branch at once.
 
@@ -187,7 +192,7 @@ class Buffer:
 
     def diff(
         self,
-        a: str | int | datetime,
+        a: str | int | datetime | None,
         b: str | int | datetime | None = None,
         *,
         branch: str | None = None,
@@ -198,7 +203,7 @@ class Buffer:
         Reads both once, a block at a time.
 
         Args:
-            a, b: as for `at`; `b` is the newest when None.
+            a, b: as for `at`; None is the newest.
             branch: the branch that `b` is on; the one that this handle is at when None.
             by: facts of episodes, or scalar fields, to group by; see `recollect.versions.diff.diff`.
 

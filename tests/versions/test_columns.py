@@ -13,6 +13,7 @@ import pytest
 import recollect as rc
 from recollect import errors
 from recollect.cold import columns as cold
+from recollect.cold import commit as committing
 from recollect.cold.dataset import Datasets
 from recollect.versions import columns as module
 from tests import stores
@@ -144,7 +145,7 @@ def test_later_snapshots_bring_nulls_and_compaction_keeps_all(buffer: rc.Buffer,
 def test_whole_episodes_are_computed_in_step_order(buffer: rc.Buffer) -> None:
     fork = buffer.branch("exp")
     buffer.add_column("new", to_go, field=FLOAT, fields=["reward", "uid"], by="episode", on="exp")
-    want = {}
+    want: dict[int, float] = {}
     for first in (0, 10, 20):
         for lane in range(2):
             uids = [u for u in range(first, first + 6) if u % 2 == lane]
@@ -197,7 +198,7 @@ def test_a_snapshot_that_comes_first_is_computed_too(
     buffer: rc.Buffer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fork = buffer.branch("exp")
-    real, seen = module.commit_column, []
+    real, seen = cold.commit_column, list[int]()
 
     def late(*args: Any) -> int:
         if not seen:
@@ -230,7 +231,7 @@ def test_a_kill_before_the_commit_adds_nothing_and_a_lost_reply_adds_once(
             fork.add_column("new", double, field=FLOAT)
             raise AssertionError("not killed")
     assert len(fork.versions()) == 3 and fork.verify().ok
-    real = cold.commit
+    real = committing.commit
 
     def lose(*args: Any, **named: Any) -> Any:
         real(*args, **named)

@@ -32,7 +32,7 @@ def _write(ws: rc.Workspace, rng: np.random.Generator, episodes: int, shift: flo
     writer = ws.writer()
     for _ in range(episodes):
         n = int(rng.integers(1, 6))
-        task = {} if rng.random() < 0.2 else {"task": str(rng.choice(["hop", "walk"]))}
+        task: dict[str, Any] = {} if rng.random() < 0.2 else {"task": str(rng.choice(["hop", "walk"]))}
         end = rng.random() < 0.7
         with writer.episode(seed=int(rng.integers(3)), **task) as episode:
             for t in range(n):
@@ -208,4 +208,4 @@ def test_the_smallest_groups_are_told_together(tmp_path: Path, monkeypatch: pyte
         groups = rc.open_buffer(tmp_path / "b").diff("a", "a").groups["task"]
         assert [(g.value, g.rows_a, g.episodes_b) for g in groups] == [("t0", 5, 1), ("t1", 4, 1), ("(others)", 6, 3)]
         told = groups[2].returns.a
-        assert told is not None and (told.count, told.mean) == (3, pytest.approx((6 + 6 + 4) / 3))
+        assert told is not None and told.count == 3 and told.mean == pytest.approx((6 + 6 + 4) / 3)
