@@ -18,6 +18,7 @@ from recollect.cold import branches as module
 from recollect.cold import cleanup as cleaning
 from recollect.cold.dataset import Datasets
 from recollect.cold.location import Location
+from recollect.promote import snapshot as promoting
 from tests import stores
 from tests.support import all_ids, rows_of
 
@@ -325,3 +326,30 @@ def test_lance_itself_reads_a_branch(tmp_path: Path) -> None:
     (name,) = steps.branches.list()
     assert name.startswith("exp.")
     assert steps.checkout_version((name, None)).count_rows() == 8 and steps.count_rows() == 4
+
+
+@pytest.mark.parametrize(("promotes", "cleans"), [("exp", "main"), ("main", "exp"), ("exp", "exp")])
+def test_nothing_lands_on_what_a_cleanup_of_another_branch_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promotes: str, cleans: str
+) -> None:
+    """A promotion is stopped before its commit, for longer than what it staged is spared."""
+    with rc.create_workspace("w", SCHEMA) as ws:
+        write(ws, 0)
+        ws.snapshot(tmp_path / "b")
+        rc.open_buffer(tmp_path / "b").branch("exp")
+        write(ws, 10)
+        monkeypatch.setattr(cleaning, "STAGED_S", 0.0)
+        monkeypatch.setattr(promoting, "STAGE_LIFETIME_S", 0.0)
+        real, taken = Datasets.commit_steps, list[int]()
+
+        def stopped(self: Datasets, *args: Any, **named: Any) -> int:
+            if not taken:
+                taken.append(rc.open_buffer(tmp_path / "b", branch=cleans).cleanup(NOW).rows)
+            return real(self, *args, **named)
+
+        monkeypatch.setattr(Datasets, "commit_steps", stopped)
+        assert ws.snapshot(tmp_path / "b", branch=promotes).rows_added == 4
+        assert taken == [1]
+        view = rc.open_buffer(tmp_path / "b", branch=promotes).at()
+        assert sorted(f["task"] for f in view.facts.episodes.values()) == ["t0", "t10"]
+        assert all(rc.open_buffer(tmp_path / "b", branch=b).verify().ok for b in ("main", "exp"))
