@@ -14,9 +14,11 @@ import pytest
 
 import recollect as rc
 from recollect import errors
+from recollect.buffer import repair_buffer
 from recollect.cold import branches as module
 from recollect.cold import cleanup as cleaning
 from recollect.cold.dataset import Datasets
+from recollect.cold.durable import manifest_path
 from recollect.cold.location import Location
 from recollect.promote import snapshot as promoting
 from tests import stores
@@ -353,3 +355,26 @@ def test_nothing_lands_on_what_a_cleanup_of_another_branch_took(
         view = rc.open_buffer(tmp_path / "b", branch=promotes).at()
         assert sorted(f["task"] for f in view.facts.episodes.values()) == ["t0", "t10"]
         assert all(rc.open_buffer(tmp_path / "b", branch=b).verify().ok for b in ("main", "exp"))
+
+
+def test_a_power_cut_that_tears_a_branch_is_repaired(tmp_path: Path) -> None:
+    with rc.create_workspace("w", SCHEMA) as ws:
+        write(ws, 0)
+        ws.snapshot(tmp_path / "b")
+        rc.open_buffer(tmp_path / "b").branch("exp")
+        write(ws, 10)
+        ws.snapshot(tmp_path / "b", "m3")
+        ws.snapshot(tmp_path / "b", "e3", branch="exp")
+        held = Datasets.open_(rc.open_buffer(tmp_path / "b", branch="exp")._data.location).location
+        path = manifest_path(Path(held.dataset("steps")), 3)
+        path.write_bytes(bytes(path.stat().st_size))
+        assert rc.open_buffer(tmp_path / "b").verify().ok
+        with pytest.raises(errors.CorruptionError, match="--repair"):
+            rc.open_buffer(tmp_path / "b", branch="exp")
+        done = repair_buffer(tmp_path / "b")
+        assert [line.partition(":")[0] for line in done] == ["branch exp"] * 2
+        fork = rc.open_buffer(tmp_path / "b", branch="exp")
+        assert uids(fork.at()) == [0, 1, 2, 3] and fork.tags() == {}
+        assert rc.open_buffer(tmp_path / "b").tags() == {"m3": 3}
+        assert ws.snapshot(tmp_path / "b", "e3", branch="exp").rows_added == 4
+        assert uids(fork.at("e3")) == [0, 1, 2, 3, 10, 11, 12, 13] and fork.verify().ok

@@ -14,6 +14,7 @@ import recollect as rc
 from recollect import errors
 from recollect.cold import columns as cold
 from recollect.cold import commit as committing
+from recollect.cold import history
 from recollect.cold.dataset import Datasets
 from recollect.versions import columns as module
 from tests import stores
@@ -270,3 +271,27 @@ def test_on_an_object_store(tmp_path: Path) -> None:
         again = rc.open_buffer(uri, branch="exp", storage_options=options)
         assert column(again.at()) == {uid: 2.0 * uid if uid < 10 else None for uid in _uids(0, 10)}
         assert again.verify().ok
+
+
+def test_folds_hold_columns_as_links_do(buffer: rc.Buffer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "FOLD_LINKS", 2)
+    fork = buffer.branch("exp")
+    with rc.open_workspace("w") as ws:
+        for k in range(3):
+            fork.add_column(f"c{k}", double, field=FLOAT)
+            write(ws, 100 * (k + 1))
+            assert ws.snapshot(tmp_path / "b", f"s{k}", branch="exp").rows_added == 12
+    told = buffer.on("exp").versions()
+    assert [v.column for v in told] == [None] * 3 + ["c0", None, "c1", None, "c2", None]
+    assert [v.tags for v in told[3:]] == [(), ("s0",), (), ("s1",), (), ("s2",)]
+    view = buffer.on("exp").at()
+    assert column(view, "c1") == {uid: 2.0 * uid if uid < 200 else None for uid in _uids(0, 10, 20, 100, 200, 300)}
+    assert len(view.where("c1 is not null")) == 24 and buffer.on("exp").verify().ok
+
+
+def test_a_handle_that_was_open_reads_on_without_the_column(buffer: rc.Buffer) -> None:
+    early = buffer.branch("exp")
+    buffer.add_column("new", double, field=FLOAT, on="exp")
+    assert "new" not in early.at().schema.by_path and rows_of(early.at()) == rows_of(buffer.at())
+    early.add_column("other", double, field=FLOAT)
+    assert column(early.at()) == column(early.at(), "other") == {uid: 2.0 * uid for uid in _uids(0, 10, 20)}
