@@ -291,9 +291,10 @@ class Buffer:
         return compact(self._data, row_bytes(self._layout), progress=progress)
 
     def cleanup(self, older_than: timedelta = timedelta(days=7), *, dry_run: bool = False) -> Cleanup:
-        """Removes versions of that age, and the leftovers of snapshots that were killed. For good.
+        """Removes versions of that age of this branch, and the leftovers of snapshots that were killed. For good.
 
-        Kept are the newest version, what a tag or a pin names, and what was staged less than two days ago.
+        Kept are the newest version, what a tag or a pin names, what another branch began with, and what was staged less
+        than two days ago.
 
         Raises:
             ArgumentError: a negative age.
@@ -313,7 +314,8 @@ class Buffer:
         return Pin(self._data, self._number(which), hold.total_seconds())
 
     def verify(self, *, progress: Callable[[int, int], None] | None = None) -> BufferReport:
-        """Reads everything that the newest version and every tagged or pinned one name, and checks it. Changes nothing.
+        """Reads all that the newest version and the tagged and pinned ones of this branch name, and checks it. Changes
+        nothing.
 
         Raises:
             StoreError: the store cannot be reached.

@@ -313,8 +313,14 @@ def test_a_branch_of_a_buffer_that_was_moved_is_refused(tmp_path: Path) -> None:
     assert uids(rc.open_buffer(tmp_path / "c").at()) == [0, 1, 2, 3]
     with pytest.raises(errors.StoreError, match="was made at"):
         rc.open_buffer(tmp_path / "c", branch="exp")
+    rc.open_buffer(tmp_path / "c").branch("again")
+    rc.open_buffer(tmp_path / "c").cleanup(NOW)
+    assert rc.open_buffer(tmp_path / "c").delete_branch("again") == []
     (tmp_path / "b").symlink_to(tmp_path / "c")
     assert uids(rc.open_buffer(tmp_path / "c", branch="exp").at()) == [0, 1, 2, 3]
+    (tmp_path / "b").unlink()
+    rc.open_buffer(tmp_path / "c").delete_branch("exp")
+    assert uids(rc.open_buffer(tmp_path / "c").branch("exp").at()) == [0, 1, 2, 3]
 
 
 def test_lance_itself_reads_a_branch(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_processes_promote_to_main_and_two_branches_at_once(to: Path) -> None:
         children = [start(n, to, branch, f"{n}-{branch}-{r}") for n in ("w", "v") for branch in (*BRANCHES, "main")]
         for child in children:
             go(child)
-        added = [child.communicate(timeout=120) for child in children]
+        added = [child.communicate(timeout=300) for child in children]
         assert [(int(out), child.returncode) for (out, _), child in zip(added, children, strict=True)] == [(8, 0)] * 6
         for branch in (*BRANCHES, "main"):
             exactly_once(to, branch, want)

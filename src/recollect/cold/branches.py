@@ -20,11 +20,11 @@ from typing import Any
 import lance
 
 from recollect.cold.commit import commit
-from recollect.cold.dataset import Datasets
+from recollect.cold.dataset import PIN_PREFIX, Datasets
 from recollect.cold.durable import sync_files, sync_tree
 from recollect.cold.faults import store_errors
 from recollect.cold.location import MAIN, Location
-from recollect.cold.pins import Pin, pins, remove_tag
+from recollect.cold.pins import Pin, end_of, remove_tag
 from recollect.cold.refs import listed
 from recollect.cold.torn import open_whole
 from recollect.errors import AlreadyExists, ArgumentError, ConflictError, NotFound, StoreUnavailable
@@ -153,11 +153,12 @@ def delete(data: Datasets, name: str, *, with_tags: bool = False) -> list[str]:
     held = find(data.location, name).branch
     if not _swap(data.location, name, held, ""):
         raise NotFound(f"branch {name!r} of buffer {data.location.uri!r} was deleted meanwhile")
-    branch = Datasets.open_(data.location.on(held))
-    tags = sorted(tag for tag, n in branch.tags().items() if branch.place(n)[0] == held)
+    with store_errors("reading tags of", data.location):
+        marks = [name for name, info in sorted(listed(data.steps.tags.list).items()) if info["branch"] == held]
+    tags = [name for name in marks if not name.startswith(PIN_PREFIX)]
     names = {other: name for name, other in registered(data.location).items()}
     children = [names[k] for k, info in data.forks().items() if info["parent_branch"] == held and k in names]
-    reading = [n for n, end in pins(branch).values() if end > time.time() and branch.place(n)[0] == held]
+    reading = [name for name in marks if name.startswith(PIN_PREFIX) and end_of(name) > time.time()]
     why = None
     if children:
         why = f"branch {', '.join(children)} began on it", "Delete that one first"
@@ -182,7 +183,7 @@ def lines(data: Datasets) -> list[Datasets]:
             found.append(data)
             continue
         with contextlib.suppress(NotFound):  # deleted meanwhile
-            found.append(Datasets.open_(data.location.on(held)))
+            found.append(Datasets.open_(data.location.on(held), moved=True))
     return found
 
 

@@ -1,12 +1,13 @@
 """Cleanup: old versions and what only they hold, and the leftovers of promotions that did not land.
 
-Kept in any case: the newest version, the one that the newest snapshot made, what a tag or a pin names, and whatever was
-staged less than `STAGED_S` ago. Data files that no version names are lance's to judge, which spares them for seven
+One branch is cleaned up at a time. Kept in any case: its newest version, the one that the newest snapshot made, what a
+tag or a pin names, what another branch began with, and whatever was staged less than `STAGED_S` ago. Data files that no version names are lance's to judge, which spares them for seven
 days.
 
 A promotion that was stopped for longer must not land on what was removed. It commits on exactly the version it read,
 and checks the age of what it staged after it read it. So a cleanup that finds something to remove commits once itself,
-without a change: whoever read before that is refused, whoever reads after it stages anew (design/0016).
+without a change: whoever read before that is refused, whoever reads after it stages anew (design/0016). What is staged
+may be for any branch, so where some of it goes, every branch gets such a commit (design/0019).
 """
 
 from __future__ import annotations

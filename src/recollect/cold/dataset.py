@@ -74,8 +74,16 @@ class Datasets:
     # -- opening -------------------------------------------------------------------------------------------
 
     @classmethod
-    def open_(cls, location: Location) -> Datasets:
-        """Raises NotFound where there is no buffer, StoreError where the store cannot be reached."""
+    def open_(cls, location: Location, *, moved: bool = False) -> Datasets:
+        """Opens a buffer at its newest version.
+
+        Args:
+            moved: also a branch of a buffer that was moved, whose older rows cannot be read.
+
+        Raises:
+            NotFound: there is no buffer, or no branch.
+            StoreError: the store cannot be reached, or the branch was moved.
+        """
         with store_errors("opening buffer", location):
             if location.is_local and not Path(location.dataset("steps")).is_dir():
                 raise _nothing_there(location)
@@ -85,7 +93,8 @@ class Datasets:
                 if "was not found" in str(e):
                     raise _nothing_there(location) from e
                 raise
-        _require_in_place(steps, location)
+        if not moved:
+            _require_in_place(steps, location)
         return cls(location, steps, _read_schema(steps, location))
 
     @classmethod

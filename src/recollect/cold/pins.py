@@ -93,11 +93,12 @@ class Pin:
 
 def pins(data: Datasets) -> dict[str, tuple[int, float]]:
     """Every pin of a branch and of the versions before it: its tag → (version, end)."""
-    return {
-        name: (version, float(name[len(PIN_PREFIX) :].partition(".")[0]))
-        for name, version in data.marks().items()
-        if name.startswith(PIN_PREFIX)
-    }
+    return {name: (version, end_of(name)) for name, version in data.marks().items() if name.startswith(PIN_PREFIX)}
+
+
+def end_of(pin: str) -> float:
+    """When a pin ends, in seconds since 1970."""
+    return float(pin[len(PIN_PREFIX) :].partition(".")[0])
 
 
 def remove_tag(steps: Any, tag: str) -> None:
