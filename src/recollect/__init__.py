@@ -22,6 +22,7 @@ _HOME = {
     "Branch": "buffer",
     "Buffer": "buffer",
     "Cut": "view",
+    "Diff": "versions.diff",
     "Embedding": "schema",
     "Episode": "hot.write.writer",
     "EpisodeKey": "view",
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     )
     from recollect.schema import Embedding, Frames, Json, Ragged, Schema, Tensor, Text
     from recollect.transforms import NStep
+    from recollect.versions.diff import Diff
     from recollect.view import Cut, EpisodeKey, Extent, StepId, View
     from recollect.workspace import Workspace
 
@@ -92,6 +94,7 @@ __all__ = [
     "Branch",
     "Buffer",
     "Cut",
+    "Diff",
     "Embedding",
     "Episode",
     "EpisodeKey",
