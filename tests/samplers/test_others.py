@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import recollect as rc
 from recollect import errors
-from recollect.samplers import PART_SHIFT
 from recollect.samplers.anchors import change, listed
 from recollect.samplers.quotas import Quotas
+from recollect.view import PART_SHIFT
 from tests.samplers.made import PLAIN, assert_true_to, drawn, plain_view, write
 
 

@@ -166,7 +166,7 @@ def test_growing_keeps_what_is_known_and_lets_go_of_what_left(kind: Any, last: i
             now = view.anchors.select(np.arange(len(view))).tolist()
             model = {slot: model.get(slot, highest) for slot in now}
             held = cursor._weights.held
-            there = np.flatnonzero(held) + cursor._base
+            there = cursor._places.slots(np.flatnonzero(held))
             assert there.tolist() == now
             assert np.array_equal(held[there - cursor._base], [model[s] for s in now])
             draw = cursor.draw(turn, 8)

@@ -14,7 +14,7 @@ from recollect.loader.batch import Batch, Chunk
 from recollect.loader.outputs import Kind, choose
 from recollect.loader.plan import BatchPlan
 from recollect.loader.undelivered import draw_from, draw_state
-from recollect.records.part import part_of
+from recollect.records.join import earlier_view
 from recollect.records.rows import PackedRows
 from recollect.samplers import Cursor, Draw, Receipt, Sampler, Uniform, feedback_of, steps_of
 from recollect.transforms import NStep, Transform
@@ -288,7 +288,7 @@ class Loader:
             raise ArgumentError(
                 f"{view!r} is no later version of {newest!r}", remedy="Open a new loader for another buffer"
             )
-        if view.filter != newest.filter:
+        if view.restriction != newest.restriction:
             raise ArgumentError(
                 f"{view!r} is restricted to another condition than {newest!r}", remedy="Pass view.where() the same one"
             )
@@ -311,7 +311,7 @@ class Loader:
             "lag": self.lag,
             "epochs": self.epochs,
             "growing": source is not None,
-            "where": None if self.view.filter is None else str(self.view.filter),
+            "where": self.view.restriction,
             "sampler": self.sampler.to_dict(),
             "transforms": [t.to_dict() for t in self._plan.transforms],
             "views": [
@@ -368,7 +368,7 @@ class Loader:
                 "the state was taken on other rows than this loader's view holds",
                 remedy="Open the loader on the version it was taken on, then advance()",
             )
-        return [*(part_of(newest, Cut.from_dict(m["cut"])) for m in marks[:-1]), newest]
+        return [*(earlier_view(newest, Cut.from_dict(m["cut"])) for m in marks[:-1]), newest]
 
     def stats(self) -> dict[str, Any]:
         """What the rows are drawn from, and how far from uniform that was.

@@ -301,6 +301,14 @@ class GrownEpisodes:
         out[m.first :] = array[m.rows]
         return out
 
+    def group_of(self, slots: Slots) -> NDArray[np.int32]:
+        """`[n]`: the group of each slot, -1 for holes and rows that are not here."""
+        m = self.moment
+        inside = (slots >= m.first) & (slots < m.stop)
+        out = np.full(len(slots), -1, np.int32)
+        out[inside] = m.group[slots[inside] - m.base]
+        return out
+
     def offset(self, slots: Slots, k: Slots | int) -> Slots:
         """The row `k` steps later (earlier when negative) in the same run, -1 where there is none."""
         from recollect.records.links import walk
@@ -396,9 +404,15 @@ class GrownAnchors:
 
     def _before(self, slot: int) -> int:
         """How many drawable rows lie before a slot."""
+        return int(self.ranks(np.array([slot]))[0])
+
+    def ranks(self, slots: Slots) -> NDArray[np.int64]:
+        """`[n]`: how many drawable rows lie before each slot."""
         here = self.steps[self.low : self.high]
-        place = int(np.searchsorted(here, max(0, slot - self.moment.base)))
-        return place - int(np.searchsorted(self.left, place + self.low))
+        # In the type of the list: another one would have the whole list converted.
+        index = np.clip(slots - self.moment.base, 0, np.iinfo(here.dtype).max).astype(here.dtype)
+        places = np.searchsorted(here, index)
+        return places - np.searchsorted(self.left, places + self.low)
 
     def mask(self, slots: Slots) -> Bool:
         """Whether each slot may be drawn."""

@@ -1,7 +1,7 @@
 """Samplers return rows, probabilities and weights, never data. One a file."""
 
 from recollect.samplers.base import Cursor, Draw, Feedback, Receipt, Sampler, Span, State, feedback_of
-from recollect.samplers.mixture import PART_SHIFT, Mixture
+from recollect.samplers.mixture import Mixture
 from recollect.samplers.prioritized import Prioritized
 from recollect.samplers.recent import Recent
 from recollect.samplers.reservoir import Reservoir
@@ -11,7 +11,6 @@ from recollect.samplers.stratified import Stratified
 from recollect.samplers.uniform import Uniform
 
 __all__ = [
-    "PART_SHIFT",
     "Cursor",
     "Draw",
     "Feedback",

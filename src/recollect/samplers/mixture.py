@@ -14,10 +14,8 @@ from recollect.samplers.quotas import Quotas
 from recollect.samplers.schedules import Number, checked, plain, value_at
 from recollect.samplers.sequence import Sequence
 from recollect.samplers.streams import derived
-from recollect.view import F64, I64, Slots, View
+from recollect.view import F64, I64, PART_SHIFT, Slots, View
 
-PART_SHIFT = 48
-"""A key of a joined view is part << PART_SHIFT | slot; -1 is none."""
 _PURPOSE = 8
 
 

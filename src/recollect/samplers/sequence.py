@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +11,7 @@ from recollect.errors import ArgumentError
 from recollect.samplers.anchors import among, change
 from recollect.samplers.base import Cursor, Draw, Receipt, Sampler, Span, State, feedback_of
 from recollect.samplers.uniform import Uniform
-from recollect.view import F64, AnchorList, Anchors, Bool, Slots, View
+from recollect.view import F64, Anchors, Bool, Slots, View
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,7 @@ class _Cursor:
         added = came.added[step == 0 if self._config.start_only else step % stride == 0]
         kept = self._starts[~among(self._starts, came.removed)]
         self._starts = np.sort(np.concatenate([kept, added]))
-        out = copy(view)
-        out.__dict__["anchors"] = AnchorList(self._starts, len(view.rows))
-        return out
+        return view.drawing(self._starts)
 
     def grow(self, view: View) -> None:
         narrowed = self._narrowed(view)

@@ -5,6 +5,7 @@ from recollect.view.ids import (
     F64,
     I64,
     ID_DTYPE,
+    PART_SHIFT,
     Bool,
     Cut,
     EpisodeKey,
@@ -20,12 +21,14 @@ from recollect.view.view import (
     Anchors,
     Episodes,
     GrowingSource,
+    Narrowing,
     Rows,
     Runs,
     Source,
     UnboundSource,
     View,
 )
+from recollect.view.window import Window
 
 __all__ = [
     "ID_DTYPE",
@@ -42,6 +45,8 @@ __all__ = [
     "GrowingSource",
     "I64",
     "Ids",
+    "Narrowing",
+    "PART_SHIFT",
     "Rows",
     "Runs",
     "Slots",
@@ -49,6 +54,7 @@ __all__ = [
     "StepId",
     "UnboundSource",
     "View",
+    "Window",
     "make_ids",
     "merged",
 ]

@@ -1,0 +1,175 @@
+"""Views and sources of which fewer rows may be drawn. What may be read stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recollect.errors import ArgumentError
+from recollect.view.changes import among, change, listed
+from recollect.view.ids import I64, Bool, Slots
+from recollect.view.view import Anchors, GrowingSource, Narrowing, View
+from recollect.view.window import Window
+from recollect.where import Filter
+
+
+def chosen(
+    keep: Narrowing | None, last: int | None, age: float | timedelta | None, policy_lag: int | None
+) -> Narrowing:
+    """The one narrowing that was asked for. Raises ArgumentError for none, or for two."""
+    if keep is None:
+        return Window(last, age, policy_lag)
+    if (last, age, policy_lag) != (None, None, None):
+        raise ArgumentError("narrow takes keep or a window, not both", value=keep, remedy="Narrow twice")
+    if not callable(keep) and not isinstance(keep, Filter | Window):
+        raise ArgumentError(
+            "a view is narrowed by a window or a function of (view, slots)", value=keep, remedy="Pass rc.Window(...)"
+        )
+    return keep
+
+
+def narrowed(view: View, narrowing: Narrowing) -> View:
+    """`View.narrow`."""
+    slots = listed(view.anchors)
+    return restricted(view, narrowing, slots[kept(view, narrowing, slots)])
+
+
+def kept(view: View, narrowing: Narrowing, slots: Slots) -> Bool:
+    """`[n]`: which of the drawable rows stay; all of them are given, in order."""
+    if isinstance(narrowing, Window):
+        return narrowing.mask(narrowing.columns(view, slots))
+    if isinstance(narrowing, Filter):
+        return matches(view, narrowing, slots)
+    out = np.asarray(narrowing(view, slots))
+    if out.shape != slots.shape or out.dtype != np.bool_:
+        raise ArgumentError(
+            f"what narrows a view returns a bool for each of {len(slots)} slots", value=(out.shape, str(out.dtype))
+        )
+    return out
+
+
+def matches(view: View, condition: Filter, slots: Slots) -> Bool:
+    """`[n]`: the slots of which a condition is true."""
+    from recollect.view.matching import matching
+
+    view.schema.require_equal(condition.schema, what="the condition")
+    episodes = view.episodes
+    return matching(condition, view.rows, slots, episodes.group_of(slots), episodes.keys, lambda: view.facts)
+
+
+def restricted(view: View, narrowing: Narrowing, slots: Slots) -> View:
+    """The view, of which a narrowing left these rows to draw, and says so."""
+    out = view.drawing(slots)
+    known = out.__dict__
+    if isinstance(narrowing, Filter):
+        known["filter"] = narrowing if view.filter is None else view.filter & narrowing
+    known["narrowings"] = (*view.narrowings, narrowing)
+    known["narrowed_from"] = view
+    return out
+
+
+class NarrowedSource:
+    """A source of growing views, each of them narrowed. `ws.live().narrow(...)` and `.where(...)` make one.
+
+    New rows alone are looked at, unless facts changed, which may change what a condition says of older rows; a function
+    of one's own looks at all rows each time.
+    """
+
+    def __init__(self, source: GrowingSource, narrowing: Narrowing | str) -> None:
+        self._source, self._given = source, narrowing
+        self._base: View | None = None
+        self._view: View | None = None
+        self._narrowing: Narrowing | None = None
+        self._slots: Slots = np.empty(0, np.int64)
+        """The drawable rows of the newest base, and what the narrowing looks at of each."""
+        self._columns: NDArray[np.int64] = np.empty((0, 0), np.int64)
+
+    def at(self, step: int) -> View:
+        """What is published now."""
+        base = self._source.at(step)
+        if self._view is None or base is not self._base:
+            self._view = self._narrowed(base)
+        return self._view
+
+    def where(self, condition: str) -> NarrowedSource:
+        """A source of the same views, narrowed once more; see `View.where`."""
+        return NarrowedSource(self, condition)
+
+    def narrow(
+        self,
+        keep: Narrowing | None = None,
+        *,
+        last: int | None = None,
+        age: float | timedelta | None = None,
+        policy_lag: int | None = None,
+    ) -> NarrowedSource:
+        """A source of the same views, narrowed once more; see `View.narrow`."""
+        return NarrowedSource(self, chosen(keep, last, age, policy_lag))
+
+    def _narrowed(self, base: View) -> View:
+        older, self._base = self._base, base
+        if older is None or older.schema != base.schema:
+            self._narrowing, older = self._for(base), None
+        narrowing = self._narrowing
+        assert narrowing is not None
+        if base.parts or not isinstance(narrowing, Window | Filter):
+            return base.narrow(narrowing)  # each part for itself, and functions of all rows
+        if older is not None and older.fact_stops != base.fact_stops:
+            older = None
+        self._take(base, narrowing, None if older is None else older.anchors)
+        if isinstance(narrowing, Window):
+            stay = narrowing.mask(self._columns)
+        else:
+            stay = self._columns[0] != 0
+        return restricted(base, narrowing, self._slots[stay])
+
+    def _for(self, view: View) -> Narrowing:
+        """The narrowing as this schema has it: a condition is read anew, since it names fields."""
+        if isinstance(self._given, str):
+            from recollect.where import parse
+
+            return parse(self._given, view.schema)
+        return self._given
+
+    def _take(self, base: View, narrowing: Window | Filter, older: Anchors | None) -> None:
+        """Goes on with the drawable rows of a later view."""
+        came = change(older, base.anchors)
+        if isinstance(narrowing, Window):
+            fresh = narrowing.columns(base, came.added)
+        else:
+            fresh = matches(base, narrowing, came.added).astype(np.int64)[None]
+        if older is None:
+            self._slots, self._columns = came.added, fresh
+            return
+        stay = ~among(self._slots, came.removed)
+        slots = np.concatenate([self._slots[stay], came.added])
+        columns = np.concatenate([self._columns[:, stay], fresh], axis=1)
+        order: I64 | slice = slice(None)
+        if len(came.added) and np.count_nonzero(stay) and came.added[0] < slots[np.count_nonzero(stay) - 1]:
+            order = np.argsort(slots, kind="stable")
+        self._slots, self._columns = slots[order], columns[:, order]
+
+    # -- going on ------------------------------------------------------------------------------------------
+
+    def mark(self, view: View) -> dict[str, Any]:
+        """Names one of its views in plain values."""
+        assert view.narrowed_from is not None
+        return self._source.mark(view.narrowed_from)
+
+    def restore(self, marks: Sequence[Mapping[str, Any]]) -> list[View]:
+        """The views that marks name; the source goes on from the last."""
+        out = []
+        for base in self._source.restore(marks):
+            self._base = None
+            self._view = self._narrowed(base)
+            out.append(self._view)
+        return out
+
+    def close(self) -> None:
+        """Lets go of what the source holds."""
+        if (close := getattr(self._source, "close", None)) is not None:
+            close()
