@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from datetime import timedelta
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -33,6 +33,10 @@ MAX_PARTS = 127
 """`batch.part` is an int8."""
 
 
+@overload
+def join(*views: View, **named: View) -> JoinedView: ...
+@overload
+def join(*views: View | Source, **named: View | Source) -> JoinedView | JoinedSource: ...
 def join(*views: View | Source, **named: View | Source) -> JoinedView | JoinedSource:
     """Several views, or sources of growing ones, as one: buffers of several places, versions, workspaces.
 
@@ -153,6 +157,12 @@ class JoinedView(View):
     def fact_stops(self) -> Any:
         """Those of the parts, one behind the other."""
         return tuple(view.fact_stops for view in self.given.values())
+
+    def same_values(self, older: View) -> bool:
+        """Whether the rows that both views hold have the same values in both."""
+        if not isinstance(older, JoinedView) or list(self.given) != list(older.given):
+            return False
+        return all(v.same_values(older.given[name]) for name, v in self.given.items())
 
     @property
     def restriction(self) -> str | None:

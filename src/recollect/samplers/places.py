@@ -10,11 +10,14 @@ from recollect.view import F64, I64, PART_SHIFT, Slots
 
 SHIFT = 12
 """Slots are given places 4096 at a time, so that rows keep the neighbours that they are summed with."""
-SIZE = 1 << SHIFT
+
+
+def _within() -> int:
+    return (1 << SHIFT) - 1
 
 
 class Places:
-    """Numbers places from 0, in chunks of `SIZE` neighbouring slots, in the order in which these were first needed.
+    """Numbers places from 0, in chunks of neighbouring slots, in the order in which these were first needed.
 
     Slots of a view begin anywhere, and those of joined views lie far apart (`PART_SHIFT`).
 
@@ -41,13 +44,13 @@ class Places:
         chunk = slots >> SHIFT
         at = np.minimum(np.searchsorted(self._sorted, chunk), len(self.chunks) - 1)
         known = (self._sorted[at] == chunk) & (slots >= 0)
-        return np.where(known, self._order[at] << SHIFT | slots & (SIZE - 1), -1)
+        return np.where(known, self._order[at] << SHIFT | slots & _within(), -1)
 
     def slots(self, places: I64) -> Slots:
         """The slots at places, in their shape."""
         if self._is_one_run:
             return places + (int(self.chunks[0]) << SHIFT)
-        out: Slots = self.chunks[places >> SHIFT] << SHIFT | places & (SIZE - 1)
+        out: Slots = self.chunks[places >> SHIFT] << SHIFT | places & _within()
         return out
 
     def taken(self, slots: Slots) -> I64:
@@ -73,10 +76,10 @@ class Places:
             mine = self.chunks >> (PART_SHIFT - SHIFT) == part
             gone |= mine & (self.chunks + 1 << SHIFT <= first)
         count = int(gone.sum()) << SHIFT
-        if count <= max(SIZE, len(held) // 2):
+        if count <= max(1 << SHIFT, len(held) // 2):
             return None
         padded = np.zeros(len(self.chunks) << SHIFT)
         padded[: min(len(held), len(padded))] = held[: len(padded)]
-        out: F64 = padded.reshape(-1, SIZE)[~gone].reshape(-1)
+        out: F64 = padded.reshape(-1, 1 << SHIFT)[~gone].reshape(-1)
         self._have(self.chunks[~gone])
         return out

@@ -75,8 +75,8 @@ def restricted(view: View, narrowing: Narrowing, slots: Slots) -> View:
 class NarrowedSource:
     """A source of growing views, each of them narrowed. `ws.live().narrow(...)` and `.where(...)` make one.
 
-    New rows alone are looked at, unless facts changed, which may change what a condition says of older rows; a function
-    of one's own looks at all rows each time.
+    New rows alone are looked at, unless facts came that may change what a narrowing says of older rows; a function of
+    one's own looks at all rows each time.
     """
 
     def __init__(self, source: GrowingSource, narrowing: Narrowing | str) -> None:
@@ -118,7 +118,7 @@ class NarrowedSource:
         assert narrowing is not None
         if base.parts or not isinstance(narrowing, Window | Filter):
             return base.narrow(narrowing)  # each part for itself, and functions of all rows
-        if older is not None and older.fact_stops != base.fact_stops:
+        if older is not None and not _knows(narrowing, older, base):
             older = None
         self._take(base, narrowing, None if older is None else older.anchors)
         if isinstance(narrowing, Window):
@@ -173,3 +173,12 @@ class NarrowedSource:
         """Lets go of what the source holds."""
         if (close := getattr(self._source, "close", None)) is not None:
             close()
+
+
+def _knows(narrowing: Window | Filter, older: View, newer: View) -> bool:
+    """Whether what a narrowing looked at in an older view is the same in a newer one."""
+    if isinstance(narrowing, Filter):
+        by_fact = narrowing.uses_facts
+    else:
+        by_fact = narrowing.policy_lag is not None and newer.schema.role("policy_version") is None
+    return newer.same_values(older) and (not by_fact or newer.fact_stops == older.fact_stops)

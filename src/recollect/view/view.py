@@ -241,6 +241,10 @@ class View:
         """Per writer, how many of its facts belong to the cut."""
         return self.cut.facts
 
+    def same_values(self, older: View) -> bool:
+        """Whether the rows that both views hold have the same values in both: late facts may change them."""
+        return self.fact_stops == older.fact_stops
+
     @property
     def parts(self) -> Mapping[str, View]:
         """Of joined views: each by its name. Others have none."""
