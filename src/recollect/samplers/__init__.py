@@ -2,6 +2,7 @@
 
 from recollect.samplers.base import Cursor, Draw, Feedback, Receipt, Sampler, Span, State, feedback_of
 from recollect.samplers.mixture import Mixture
+from recollect.samplers.own import Choose, Chosen, as_sampler, bound
 from recollect.samplers.prioritized import Prioritized
 from recollect.samplers.recent import Recent
 from recollect.samplers.reservoir import Reservoir
@@ -11,6 +12,8 @@ from recollect.samplers.stratified import Stratified
 from recollect.samplers.uniform import Uniform
 
 __all__ = [
+    "Choose",
+    "Chosen",
     "Cursor",
     "Draw",
     "Feedback",
@@ -27,6 +30,8 @@ __all__ = [
     "State",
     "Stratified",
     "Uniform",
+    "as_sampler",
+    "bound",
     "feedback_of",
     "steps_of",
 ]

@@ -190,9 +190,8 @@ class _Cursor:
         if not len(slots):
             return p
         leaf = view.schema.role("priority")
-        if "priority" not in view.schema.by_path:
-            appended = view.rows.gather(slots, ("priority",))["priority"].astype(np.float64)
-            p = np.where(np.isnan(appended), p, appended + self._config.eps)
+        appended = view.rows.gather(slots, ("priority",))["priority"].astype(np.float64)
+        p = np.where(np.isnan(appended), p, appended + self._config.eps)
         if leaf is None:
             return p
         given = view.rows.gather(slots, (leaf.path,))[leaf.path].astype(np.float64).reshape(len(slots), -1)[:, 0]

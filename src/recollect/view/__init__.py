@@ -27,6 +27,7 @@ from recollect.view.view import (
     Source,
     UnboundSource,
     View,
+    described,
 )
 from recollect.view.window import Window
 
@@ -55,6 +56,7 @@ __all__ = [
     "UnboundSource",
     "View",
     "Window",
+    "described",
     "make_ids",
     "merged",
 ]

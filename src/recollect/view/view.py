@@ -28,13 +28,13 @@ def _has_words(value: object) -> bool:
     return any("__repr__" in vars(kind) for kind in type(value).__mro__[:-1])
 
 
-def described(narrowing: Narrowing) -> str:
-    """A narrowing in words that tell it from others."""
+def described(narrowing: object) -> str:
+    """A condition, a window, a function or a callable object, in words that tell it from others."""
     if isinstance(narrowing, Filter | Window):
         return str(narrowing)
     if not hasattr(narrowing, "__qualname__") and _has_words(narrowing):
         return re.sub(r" at 0x[0-9a-f]+", "", repr(narrowing))
-    where = narrowing if hasattr(narrowing, "__qualname__") else type(narrowing)
+    where: Any = narrowing if hasattr(narrowing, "__qualname__") else type(narrowing)
     return f"{where.__module__}.{where.__qualname__}"
 
 
