@@ -433,3 +433,34 @@ def test_what_is_no_join_is_refused(both: Any) -> None:
         Loader(rc.join(b=cold, live=ws.live()), batch_size=4, seed=0).load_state_dict(taken)
     with pytest.raises(errors.ArgumentError, match="other rows"):
         Loader(rc.join(a=second, live=ws.live()), batch_size=4, seed=0).load_state_dict(taken)
+
+
+def test_a_part_whose_schema_evolves_is_read_on() -> None:
+    """A field that is wider in one part is wider in the join; one that is new in one part is left out."""
+    with rc.create_workspace("w", SCHEMA) as ws:
+        agents = Agents(ws)
+        agents.act(60)
+        ws.snapshot(to="b", tag="t")
+        cold = rc.open_buffer("b").at("t")
+
+        def loader() -> Any:
+            mixture = rc.Mixture(cold=(1, rc.Prioritized()), live=(1, rc.Prioritized()))
+            return Loader(rc.join(cold=cold, live=ws.live()), mixture, batch_size=16, seed=0, output="numpy")
+
+        mine = loader()
+        agents.act(60)
+        assert next(mine)["reward"].dtype == np.float32
+        fields: dict[str, Any] = {leaf.path: leaf.field for leaf in SCHEMA.leaves}
+        fields |= {"reward": rc.Tensor("float64"), "more": rc.Tensor("float32", optional=True)}
+        ws.evolve(rc.Schema(fields, {"task": rc.Text()}))
+        agents.act(40)
+        for _ in range(4):
+            batch = next(mine)
+            state = json.loads(json.dumps(mine.state_dict()))
+            other = loader()
+            other.load_state_dict(state)
+            assert take(other, 5) == take(mine, 5)
+        assert batch["reward"].dtype == np.float64 and "more" not in batch
+        assert mine.view.left_out == {"live": ("more",)}
+        assert np.array_equal(batch["reward"], batch["uid"] % 17)
+        assert mine.update_priorities(batch.ids, np.ones(16)).applied == 16

@@ -61,11 +61,12 @@ class Writing:
         """The uids that a window leaves of a view's drawable rows, in order."""
         uids = base.rows.gather(listed(base.anchors), ("uid",))["uid"].tolist()
         out = uids[-last:] if last else uids
+        newest_rows = out
         if age is not None:
-            newest = max(self.facts[u]["time"] for u in uids)
+            newest = max(self.facts[u]["time"] for u in newest_rows)
             out = [u for u in out if self.facts[u]["time"] >= newest - age * SECOND]
         if policy_lag is not None:
-            known = [v for u in uids if (v := self.facts[u]["version"]) is not None]
+            known = [v for u in newest_rows if (v := self.facts[u]["version"]) is not None]
             least = max(known) - policy_lag
             out = [u for u in out if (v := self.facts[u]["version"]) is not None and v >= least]
         kept: list[int] = out
@@ -85,6 +86,7 @@ WINDOWS: list[dict[str, Any]] = [
     {"policy_lag": 0},
     {"policy_lag": 2},
     {"last": 40, "age": 60, "policy_lag": 3},
+    {"age": 40, "policy_lag": 2},
 ]
 
 

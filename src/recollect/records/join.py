@@ -355,7 +355,8 @@ def _dropped(views: Sequence[View], older: JoinedView | None) -> list[Slots]:
             continue
         came = change(before[k].anchors, view.anchors)
         held = older._dropped[k]
-        held = held[~among(held, came.removed)]
+        if len(came.removed) and (gone := among(held, came.removed)).any():
+            held = held[~gone]
         asked = [came.added]
         for v, old in zip(views[:k], before[:k], strict=True):
             moved = change(old.anchors, v.anchors)
@@ -365,7 +366,9 @@ def _dropped(views: Sequence[View], older: JoinedView | None) -> list[Slots]:
                     asked.append(found[found >= 0])
         again = np.unique(np.concatenate(asked))
         again = again[view.anchors.mask(again)]
-        out.append(merged_sorted(held[~among(held, again)], _doubled(view, again, earlier)))
+        if len(again) and (known := among(held, again)).any():
+            held = held[~known]
+        out.append(merged_sorted(held, _doubled(view, again, earlier) if earlier else none))
     return out
 
 

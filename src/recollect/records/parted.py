@@ -29,7 +29,8 @@ FEW_RUNS = 16
 
 def part_of_slots(slots: Slots) -> NDArray[np.int64]:
     """The part of each slot, -1 for none."""
-    return np.where(slots < 0, -1, slots >> PART_SHIFT)
+    out: NDArray[np.int64] = slots >> PART_SHIFT  # of -1 it is -1
+    return out
 
 
 def own_slots(slots: Slots) -> Slots:
@@ -45,9 +46,10 @@ def joint_slots(part: int, slots: Slots) -> Slots:
 def _each(slots: Slots) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """The parts that flat slots are of, and the places of each; slots of -1 are in none."""
     parts = part_of_slots(slots)
-    for part in np.unique(parts).tolist():
-        if part >= 0:
-            yield part, np.flatnonzero(parts == part)
+    for part in range(int(parts.max(initial=-1)) + 1):
+        places = np.flatnonzero(parts == part)
+        if len(places):
+            yield part, places
 
 
 class PartReading:
@@ -122,21 +124,22 @@ class PartedRows(PackedRows):
         n = len(slots)
         part = np.maximum(part_of_slots(slots).max(axis=1), 0) if n else np.empty(0, np.int64)
         inner = own_slots(slots)
-        bounds = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), n]
-        straight = len(bounds) - 1 <= FEW_RUNS
-        rest: dict[int, list[NDArray[np.int64]]] = {}
-        for start, stop in itertools.pairwise(bounds):
+        breaks = np.flatnonzero(np.diff(part)) + 1
+        if len(breaks) >= FEW_RUNS:
+            for k in range(len(self.parts)):
+                if len(places := np.flatnonzero(part == k)):
+                    self._gather_apart(k, plan, places, inner, arena, n)
+            return
+        for start, stop in itertools.pairwise([0, *breaks.tolist(), n]):
             if start == stop:
                 continue
             k = int(part[start])
             own, _, fits = self._reads[k].plan(plan)
-            if not (straight and fits):
-                rest.setdefault(k, []).append(np.arange(start, stop))
-                continue
-            stretch: Any = own if stop - start == n else _Stretch(own, n, start)
-            self.parts[k].gather_into(stretch, inner[start:stop], arena)
-        for k, places in rest.items():
-            self._gather_apart(k, plan, np.concatenate(places), inner, arena, n)
+            if fits:
+                stretch: Any = own if stop - start == n else _Stretch(own, n, start)
+                self.parts[k].gather_into(stretch, inner[start:stop], arena)
+            else:
+                self._gather_apart(k, plan, np.arange(start, stop), inner, arena, n)
 
     def _gather_apart(
         self, k: int, plan: GatherPlan, places: NDArray[np.int64], inner: Slots, arena: NDArray[np.uint8], n: int
@@ -268,9 +271,10 @@ class PartedAnchors:
         flat = np.asarray(ranks, np.int64).reshape(-1)
         part = np.searchsorted(self._starts, flat, side="right") - 1
         out = np.empty(len(flat), np.int64)
-        for k in np.unique(part).tolist():
-            mine = part == k
-            out[mine] = joint_slots(k, self.parts[k].select(flat[mine] - self._starts[k]))
+        for k in range(len(self.parts)):
+            mine = np.flatnonzero(part == k)
+            if len(mine):
+                out[mine] = joint_slots(k, self.parts[k].select(flat[mine] - self._starts[k]))
         return out.reshape(np.shape(ranks))
 
     def ranks(self, slots: Slots) -> I64:

@@ -127,6 +127,9 @@ class LeftOut:
         if not isinstance(older, LeftOut):
             return None
         came = change(older.inner, self.inner)
+        if older.dropped is self.dropped:
+            stay = ~among(came.added, self.dropped), ~among(came.removed, self.dropped)
+            return came.added[stay[0]], came.removed[stay[1]]
         freed = older.dropped[~among(older.dropped, self.dropped)]
         lost = self.dropped[~among(self.dropped, older.dropped)]
         added = came.added[~among(came.added, self.dropped)]

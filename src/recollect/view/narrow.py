@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from recollect.errors import ArgumentError
 from recollect.view.changes import among, change, listed
-from recollect.view.ids import I64, Bool, Slots
+from recollect.view.ids import Bool, Slots
 from recollect.view.view import Anchors, GrowingSource, Narrowing, View
 from recollect.view.window import Window
 from recollect.where import Filter
@@ -85,7 +85,8 @@ class NarrowedSource:
         self._view: View | None = None
         self._narrowing: Narrowing | None = None
         self._slots: Slots = np.empty(0, np.int64)
-        """The drawable rows of the newest base, and what the narrowing looks at of each."""
+        """The rows that the newest view draws, or that say where its window is, and what that looks at of each."""
+        self._kept: Slots = self._slots
         self._columns: NDArray[np.int64] = np.empty((0, 0), np.int64)
 
     def at(self, step: int) -> View:
@@ -121,11 +122,7 @@ class NarrowedSource:
         if older is not None and not _knows(narrowing, older, base):
             older = None
         self._take(base, narrowing, None if older is None else older.anchors)
-        if isinstance(narrowing, Window):
-            stay = narrowing.mask(self._columns)
-        else:
-            stay = self._columns[0] != 0
-        return restricted(base, narrowing, self._slots[stay])
+        return restricted(base, narrowing, self._kept)
 
     def _for(self, view: View) -> Narrowing:
         """The narrowing as this schema has it: a condition is read anew, since it names fields."""
@@ -136,22 +133,39 @@ class NarrowedSource:
         return self._given
 
     def _take(self, base: View, narrowing: Window | Filter, older: Anchors | None) -> None:
-        """Goes on with the drawable rows of a later view."""
+        """Goes on with the drawable rows of a later view.
+
+        What left a window stays out of it while the rows that say where it is are there. Where one of these leaves the
+        view, all rows are looked at again.
+        """
         came = change(older, base.anchors)
+        slots, columns = self._slots, self._columns
+        if older is not None and len(came.removed) and (gone := among(slots, came.removed)).any():
+            if isinstance(narrowing, Window):
+                came, older = change(None, base.anchors), None
+            else:
+                slots, columns = slots[~gone], columns[:, ~gone]
         if isinstance(narrowing, Window):
-            fresh = narrowing.columns(base, came.added)
+            fresh, added = narrowing.columns(base, came.added), came.added
         else:
-            fresh = matches(base, narrowing, came.added).astype(np.int64)[None]
-        if older is None:
-            self._slots, self._columns = came.added, fresh
-            return
-        stay = ~among(self._slots, came.removed)
-        slots = np.concatenate([self._slots[stay], came.added])
-        columns = np.concatenate([self._columns[:, stay], fresh], axis=1)
-        order: I64 | slice = slice(None)
-        if len(came.added) and np.count_nonzero(stay) and came.added[0] < slots[np.count_nonzero(stay) - 1]:
-            order = np.argsort(slots, kind="stable")
-        self._slots, self._columns = slots[order], columns[:, order]
+            added = came.added[matches(base, narrowing, came.added)]
+            fresh = np.empty((0, len(added)), np.int64)
+        if older is not None and len(slots):
+            behind = not len(added) or added[0] > slots[-1]
+            slots, columns = np.concatenate([slots, added]), np.concatenate([columns, fresh], axis=1)
+            if not behind:
+                order = np.argsort(slots, kind="stable")
+                slots, columns = slots[order], columns[:, order]
+        else:
+            slots, columns = added, fresh
+        self._kept = slots
+        if isinstance(narrowing, Window):
+            stay = narrowing.mask(columns)
+            if not stay.all():
+                self._kept = slots[stay]
+                needed = narrowing.needed(columns, stay)
+                slots, columns = slots[needed], columns[:, needed]
+        self._slots, self._columns = slots, columns
 
     # -- going on ------------------------------------------------------------------------------------------
 

@@ -20,10 +20,11 @@ _UNKNOWN = np.iinfo(np.int64).min
 
 @dataclass(frozen=True)
 class Window:
-    """Keeps the drawable rows that are new enough; all that is given must be true of a row.
+    """Keeps the drawable rows that are new enough: the `last` so many of them, and of these those that age and policy
+    version leave.
 
-    What is newest is looked for among the view's own drawable rows, never on a clock, so that equal cuts give equal
-    windows. On a view that grows the window moves along.
+    What is newest is looked for among these rows, never on a clock, so that equal cuts give equal windows. On a view
+    that grows the window moves along.
 
     Args:
         last: the newest so many drawable rows, in the view's order.
@@ -74,17 +75,31 @@ class Window:
         Args:
             columns: of all drawable rows of the view, in their order.
         """
-        n = columns.shape[1]
-        out = np.ones(n, np.bool_)
-        if not n:
+        out = self._newest(columns.shape[1])
+        if not len(out):
             return out
+        if self.age is not None:
+            oldest = columns[0, out].max() - round(float(self.age) * 1e9)  # type: ignore[arg-type]
+            out = out & (columns[0] >= oldest)
+        if self.policy_lag is not None:
+            least = max(columns[1, self._newest(len(out))].max() - self.policy_lag, _UNKNOWN + 1)
+            out = out & (columns[1] >= least)
+        return out
+
+    def needed(self, columns: NDArray[np.int64], mask: Bool) -> Bool:
+        """`[n]`: rows in the window, and those that say where it is, which need not be in it. As long as none of them
+        leaves the view, the others can be forgotten."""
+        if self.last is not None:
+            return self._newest(len(mask))
+        out = mask.copy()
+        if len(out):
+            out[columns.argmax(axis=1)] = True
+        return out
+
+    def _newest(self, n: int) -> Bool:
+        out = np.ones(n, np.bool_)
         if self.last is not None:
             out[: max(0, n - self.last)] = False
-        if self.age is not None:
-            out &= columns[0] >= columns[0].max() - round(float(self.age) * 1e9)  # type: ignore[arg-type]
-        if self.policy_lag is not None:
-            known = columns[1] != _UNKNOWN
-            out &= known & (columns[1] >= max(columns[1].max() - self.policy_lag, _UNKNOWN + 1))
         return out
 
 
