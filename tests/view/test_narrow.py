@@ -193,7 +193,7 @@ def test_a_function_narrows_and_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         view = ws.view()
         narrow = view.narrow(even)
         assert uids(narrow) == [u for u in uids(view) if u % 2 == 0]
-        assert narrow.restriction == f"({__name__}.even)"
+        assert narrow.restriction == f"{__name__}.even"
         assert narrow.narrow(last=3).restriction == f"({__name__}.even) and (window last=3)"
         assert uids(narrow.narrow(last=3)) == uids(narrow)[-3:]
         with pytest.raises(errors.ArgumentError, match="bool for each"):

@@ -253,7 +253,14 @@ class View:
     @property
     def restriction(self) -> str | None:
         """What restricted the anchors, in words that tell one restriction from another; None when nothing did."""
-        return " and ".join(f"({described(n)})" for n in self.narrowings) or None
+        parts: list[Narrowing] = []
+        for narrowing in self.narrowings:
+            if parts and isinstance(narrowing, Filter) and isinstance(parts[-1], Filter):
+                parts[-1] = parts[-1] & narrowing
+            else:
+                parts.append(narrowing)
+        told = [described(part) for part in parts]
+        return " and ".join(f"({text})" for text in told) if len(told) > 1 else next(iter(told), None)
 
     def __len__(self) -> int:
         """Rows that may be drawn."""
