@@ -176,7 +176,8 @@ class _Cursor:
         self._anchors = view.anchors
         weights = self._weights
         if len(came.removed):
-            weights.set(self._places.of(came.removed), np.zeros(len(came.removed)))
+            gone = self._places.of(came.removed)
+            weights.set(gone[gone >= 0], np.zeros(int((gone >= 0).sum())))
         self._let_go(first_slots(view))
         if len(came.added):
             places = self._places.taken(came.added)
