@@ -52,10 +52,12 @@ _HOME = {
     "Uniform": "samplers",
     "Version": "buffer",
     "View": "view",
+    "Window": "view",
     "Workspace": "workspace",
     "Writer": "hot.write.writer",
     "create_workspace": "opening",
     "delete_workspace": "opening",
+    "join": "records.join",
     "list_workspaces": "opening",
     "open_buffer": "buffer",
     "open_workspace": "opening",
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from recollect.opening import create_workspace, delete_workspace, list_workspaces, open_workspace
     from recollect.promote.result import Snapshot
     from recollect.recall.results import EpisodeRecord, Hits, Step
+    from recollect.records.join import join
     from recollect.samplers import (
         Linear,
         Mixture,
@@ -86,7 +89,7 @@ if TYPE_CHECKING:
     from recollect.schema import Embedding, Frames, Json, Ragged, Schema, Tensor, Text
     from recollect.transforms import NStep
     from recollect.versions.diff import Diff
-    from recollect.view import Cut, EpisodeKey, Extent, StepId, View
+    from recollect.view import Cut, EpisodeKey, Extent, StepId, View, Window
     from recollect.workspace import Workspace
 
 __all__ = [
@@ -124,12 +127,14 @@ __all__ = [
     "Uniform",
     "Version",
     "View",
+    "Window",
     "Workspace",
     "Writer",
     "create_workspace",
     "delete_workspace",
     "errors",
     "gym",
+    "join",
     "list_workspaces",
     "open_buffer",
     "open_workspace",
