@@ -73,6 +73,7 @@ class Drawing:
                 remedy="Draw from ws.live(), which grows, or ask for fewer",
             )
         self._size()
+        self._lacking(view, 0)  # what is there now came before anything else
 
     @property
     def view(self) -> View:
