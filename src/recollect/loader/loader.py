@@ -183,8 +183,12 @@ class Loader:
             chunk = drawn.chunk = self._take_from(drawn)
         batch: Any = Batch(chunk, step - chunk.step)
         self._clock.count(entered)
-        self._delivered = step + 1  # last: what was interrupted before was not delivered
-        return batch
+        try:
+            self._delivered = step + 1
+            return batch
+        except BaseException:  # Ctrl-C between the two
+            self._delivered = step
+            raise
 
     def take(self, n: int) -> Iterator[Any]:
         """The next `n` batches, fewer where the loader ends. What is not taken of them comes later."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -124,7 +125,8 @@ def _write(folder: Path, cursor: State) -> dict[str, Any]:
             finally:
                 os.close(handle)
     except OSError as e:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise StoreError(f"priorities cannot be written: {e.strerror}", value=str(path)) from e
     return {"file": str(path), "bytes": len(data)}
 

@@ -39,9 +39,7 @@ class LiveSource:
         is_alone: whether nobody but the calling thread appends.
     """
 
-    def __init__(
-        self, store: HotStore, last: int | None = None, is_alone: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, store: HotStore, last: int | None = None, is_alone: Callable[[], bool] = lambda: False) -> None:
         self._store, self.last, self.is_alone = store, last, is_alone
         self._begin(Growing(store.layout, last))
         if last is not None:
