@@ -59,7 +59,7 @@ class Gatherer:
             blank = np.where(padding, -1, reads.anchors), np.where(padding, -1, reads.following)
             reads = reads._replace(anchors=blank[0], following=blank[1])
         each, lists = _variable(plan, rows, keys, reads.following, sizes) if plan.is_ragged else ({}, {})
-        return Chunk(draw, reads, sizes, plan.gather, output, rows, output.finish(arena), made, each, lists, length)
+        return Chunk(draw, reads, sizes, plan.gather, output, rows, arena, made, each, lists, length)
 
 
 def _variable(

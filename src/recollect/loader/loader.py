@@ -147,6 +147,7 @@ class Loader:
             )
         self.steps = steps if epochs is None else int(cursor.steps)  # type: ignore[union-attr]
         self._gather = Gatherer(choose(output, device), rank, world_size)
+        self._as_tensordict = output == "tensordict"
         self._delivered = 0
         self._clock = Clock()
         self._pool: ThreadPoolExecutor | None = None
@@ -182,6 +183,8 @@ class Loader:
         if chunk is None:
             chunk = drawn.chunk = self._take_from(drawn)
         batch: Any = Batch(chunk, step - chunk.step)
+        if self._as_tensordict:
+            batch = batch.to_tensordict()
         self._clock.count(entered)
         try:
             self._delivered = step + 1
