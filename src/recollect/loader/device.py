@@ -93,7 +93,7 @@ class DeviceOutput:
         ready.copy_(arena[:stop], non_blocking=True)
         copied = None
         if self._cuda:
-            copied = self._torch.cuda.Event()
+            copied = self._torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(self._torch.cuda.current_stream(self._device))
         self._buffers.give(arena, copied)
         return ready, {n: self._tensor(ready, places[n], a.dtype, a.shape, a.nbytes) for n, a in extras.items()}
