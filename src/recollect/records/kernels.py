@@ -121,13 +121,13 @@ def _fill(target: int, size: int, nan: int) -> None:
 
 @njit(nogil=True, cache=True)
 def _block_of(starts: Any, slot: Any) -> Any:
-    low, high = 0, starts.shape[0] - 1
-    while high - low > 1:
-        mid = (low + high) >> 1
-        if starts[mid] <= slot:
-            low = mid
-        else:
-            high = mid
+    """A binary search without a branch: which way it goes cannot be predicted, and a wrong guess costs more than a
+    step."""
+    low, count = 0, starts.shape[0] - 1
+    while count > 1:
+        half = count >> 1
+        low += half * np.int64(starts[low + half] <= slot)
+        count -= half
     return low
 
 
@@ -141,12 +141,14 @@ def _locate(
 ) -> None:
     """Addresses of the rows `low` to `high`, and a request for every cache line that will be read of them."""
     for i in range(low, high):
+        b = 0
         for w in range(slots.shape[1]):
             slot = slots[i, w]
             if slot < 0:
                 address[w, i] = 0
             else:
-                b = _block_of(starts, slot)
+                if slot < starts[b] or slot >= starts[b + 1]:  # a row's columns lie close to one another
+                    b = _block_of(starts, slot)
                 block[w, i] = b
                 address[w, i] = bases[b] + (slot - starts[b]) * itemsize
         for k in range(lines.shape[0]):
