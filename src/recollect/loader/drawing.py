@@ -11,6 +11,7 @@ from recollect.errors import ArgumentError
 from recollect.loader.batch import Chunk
 from recollect.loader.gather import packed_rows
 from recollect.loader.options import Options
+from recollect.loader.passes import PassCursor
 from recollect.loader.plan import BatchPlan
 from recollect.loader.waiting import wait_for_rows
 from recollect.samplers import Cursor, Draw, Sampler, State, Uniform
@@ -94,6 +95,8 @@ class Drawing:
             return self.sampler.bind(view, o.seed, state)
         if not isinstance(self.sampler, Uniform):
             raise ArgumentError("epochs= goes with Uniform only", value=self.sampler, remedy="Use steps=")
+        if self.source is not None:
+            return PassCursor(view, o.seed, self.source)
         return self.sampler.bind_epochs(view, o.seed, o.batch_size, o.epochs)
 
     def _size(self) -> None:
@@ -118,7 +121,7 @@ class Drawing:
         most = o.threads if self.is_ahead else o.lag
         while len(queue) <= most:
             at = queue[-1].stop if queue else step
-            if steps is not None and at >= steps:
+            if (steps is not None and at >= steps) or self.is_over(at):
                 return
             if not self.is_ahead:
                 if not self._look(at):
@@ -130,6 +133,10 @@ class Drawing:
                 if self.segment + 1 < len(self.segments):
                     stop = min(stop, self.segments[self.segment + 1][0])
             self._add(self.known.draw(at, o.batch_size, stop - at), stop)
+
+    def is_over(self, step: int) -> bool:
+        """Whether a source that counts epochs has no batch of this number."""
+        return self._options.epochs is not None and self.source is not None and bool(self.source.is_over(step))  # type: ignore[attr-defined]
 
     def _add(self, draw: Draw, stop: int) -> None:
         view, o = self.view, self._options

@@ -69,7 +69,8 @@ class Loader:
         lag: batches that are drawn ahead of the one returned.
         steps: stop after so many batches; endless when neither `steps` nor `epochs` is given.
         epochs: visit every drawable row so many times, an epoch's last batch short. Only with `Uniform`. One pass over
-            the loader makes all of them; make a new loader, or `epochs=3`, for more.
+            the loader makes all of them; make a new loader, or `epochs=3`, for more. Of a rotation, the last batch of
+            each turn is short: a turn visits the rows of its blocks once.
         min_rows: wait until so many rows can be drawn. A growing source may begin with none then.
         timeout_s: how long to wait for them before `next` raises WaitTimeout.
         rate: how often a row may be drawn for each row that came; `next` waits for rows. Only with `ws.live()`.
@@ -145,7 +146,7 @@ class Loader:
                 value=world_size,
                 remedy="Pass exchange=, which gives every rank the ids and signals of all",
             )
-        self.steps = steps if epochs is None else int(cursor.steps)  # type: ignore[union-attr]
+        self.steps = steps if epochs is None or growing is not None else int(cursor.steps)  # type: ignore[union-attr]
         self._gather = Gatherer(choose(output, device), rank, world_size)
         self._as_tensordict = output == "tensordict"
         self._delivered = 0
@@ -178,6 +179,8 @@ class Loader:
             queue.popleft()
         if not queue or not drawing.is_ahead or self._pool is not None:
             drawing.fill(step, self.steps)
+        if not drawing.queue:
+            raise StopIteration
         drawn = drawing.queue[0]
         chunk = drawn.chunk
         if chunk is None:
@@ -387,7 +390,8 @@ def _growing(source: Any, options: Options) -> tuple[GrowingSource | None, bool]
         lives = True
     elif hasattr(source, "bind"):
         lives = False
-        source = source.bind(seed=options.seed, batch_size=options.batch_size, reach=options.reach)
+        o = options
+        source = source.bind(seed=o.seed, batch_size=o.batch_size, reach=o.reach, epochs=o.epochs)
     else:
         raise _no_source(source)
     if options.rate is not None and not lives:
@@ -396,7 +400,7 @@ def _growing(source: Any, options: Options) -> tuple[GrowingSource | None, bool]
         return None, lives
     if not (hasattr(source, "mark") and hasattr(source, "restore")):
         raise _no_source(source)
-    if options.epochs is not None:
+    if options.epochs is not None and not hasattr(source, "is_over"):
         raise ArgumentError("a growing source has no end that epochs= could count to", remedy="Use steps=")
     if lives and options.world_size > 1:
         raise ArgumentError(

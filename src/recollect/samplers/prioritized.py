@@ -171,7 +171,6 @@ class _Cursor:
         self._count = drawable(view)
         came = change(self._anchors, view.anchors)
         p = self._entering(view, came.added)
-        self._anchors = view.anchors
         weights = self._weights
         if len(came.removed):
             weights.set(came.removed - self._base, np.zeros(len(came.removed)))
@@ -180,6 +179,7 @@ class _Cursor:
             weights.grow(int(came.added[-1]) + 1 - self._base)
             weights.set(came.added - self._base, weights.from_priority(p))
             self._highest = max(self._highest, float(p.max()))
+        self._anchors = view.anchors  # last: what was interrupted is made again, with the same result
 
     def _entering(self, view: View, slots: Slots) -> F64:
         """The priorities `[n]` with which rows enter."""
