@@ -19,8 +19,10 @@ __version__ = "0.0.1"
 
 _HOME = {
     "Batch": "loader",
+    "Branch": "buffer",
     "Buffer": "buffer",
     "Cut": "view",
+    "Diff": "versions.diff",
     "Embedding": "schema",
     "Episode": "hot.write.writer",
     "EpisodeKey": "view",
@@ -64,7 +66,7 @@ _MODULES = ("errors", "gym")
 if TYPE_CHECKING:
     from recollect import errors as errors
     from recollect import gym as gym
-    from recollect.buffer import Buffer, Version, open_buffer
+    from recollect.buffer import Branch, Buffer, Version, open_buffer
     from recollect.hot.keep import Keep
     from recollect.hot.write.writer import Episode, Writer
     from recollect.loader import Batch, Loader, RateLimit
@@ -84,13 +86,16 @@ if TYPE_CHECKING:
     )
     from recollect.schema import Embedding, Frames, Json, Ragged, Schema, Tensor, Text
     from recollect.transforms import NStep
+    from recollect.versions.diff import Diff
     from recollect.view import Cut, EpisodeKey, Extent, StepId, View
     from recollect.workspace import Workspace
 
 __all__ = [
     "Batch",
+    "Branch",
     "Buffer",
     "Cut",
+    "Diff",
     "Embedding",
     "Episode",
     "EpisodeKey",
