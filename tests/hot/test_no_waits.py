@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -72,9 +71,7 @@ def _appends(writer: rc.Writer, segments: int) -> int:
         lanes.append(observation=seen, uid=uid, next_observation=seen)
         writer.extend({"episode": uid, "step": uid * 0 + count, "observation": seen, "uid": uid})
         count += 1
-        busy = writer._log._spare._busy
-        while busy is not None and busy.locked():
-            time.sleep(0.001)
+        writer._log._spare.making.wait()
     return count
 
 

@@ -7,7 +7,7 @@ are none (design/0006).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from recollect.records.block import Block
 from recollect.records.grow import Growing
 from recollect.records.grown import GrownView
 from recollect.records.layout import Layout
-from recollect.view import Cut, Extent, Ids, StepId, View, merged
+from recollect.view import Cut, Extent, Ids, StepId, View, make_ids, merged
 
 SLICES = 64
 """Into how many parts the first window is cut: rows that were there before are ordered by time, part by part."""
@@ -172,11 +172,11 @@ class LiveSource:
         """Rows published that are neither taken in nor in `work`, writer by writer. Facts are noted too."""
         store = self._store
         store.refresh()
-        if self._opened != store.opened:
-            self._open_logs()
         known: dict[int, int] = {}
         for e in work:
             known[e.writer] = max(e.stop, known.get(e.writer, 0))
+        if self._opened != store.opened:
+            self._open_logs(known)
         out = []
         ended = set()
         for log in self._growing:
@@ -204,13 +204,29 @@ class LiveSource:
         cut = [Extent(e.writer, e.start, min(e.stop, stops.get(e.writer, e.stop))) for e in work]
         return [e for e in cut if e.start < e.stop]
 
-    def _open_logs(self) -> None:
+    def _open_logs(self, at_work: Container[int] = ()) -> None:
+        """Takes note of new logs, and forgets those that are gone: a writer per episode would leave one each. Those
+        that are `at_work` are still taken in, and are forgotten the next time."""
         store = self._store
-        self._opened = store.opened
+        opened = store.opened
         self._logs = {writer: log for writer, log in sorted(store.logs.items()) if not log.gone}
+        for counts in (self._seen, self._facts_seen):
+            for writer in [w for w in counts if not (w in self._logs or w in at_work)]:
+                del counts[writer]
+        self._unplaced = self._may_be_placed(at_work)
         for writer in self._logs:  # in a forked child those that are known are opened anew
             self._seen.setdefault(writer, 0)
         self._growing = list(self._logs.values())
+        self._opened = opened
+
+    def _may_be_placed(self, at_work: Container[int]) -> list[StepId]:
+        """Of the steps whose facts wait for them, those that are here or may still come."""
+        gone = [i for i in self._unplaced if not (i.writer in self._logs or i.writer in at_work)]
+        if not gone:
+            return self._unplaced
+        slots = self._rows.find(make_ids([i.writer for i in gone], [i.seq for i in gone]))
+        lost = {gone[k] for k in np.flatnonzero(slots < 0).tolist()}
+        return [i for i in self._unplaced if i not in lost]
 
     def _take(self, work: list[Extent]) -> None:
         """Takes rows in, each after its predecessor: a resumed episode goes on in another writer's log, which may have

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from recollect.errors import ArgumentError, EpisodeError, StoreError, WriterError
+from recollect.hot.format.background import Background
 from recollect.hot.format.fields import FieldWriters, OpenEpisode
 from recollect.hot.format.files import locked
 from recollect.hot.format.segment import CLOSED, RESUMPTION
@@ -256,8 +257,8 @@ class _Flusher:
     def __init__(self, log: GrowingLog) -> None:
         self._log = weakref.ref(log)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="recollect-flush", daemon=True)
-        self._thread.start()
+        self._thread = Background(self._run)
+        self._thread.ask()
 
     def _run(self) -> None:
         before: tuple[int, int] | None = None
@@ -279,8 +280,7 @@ class _Flusher:
 
     def stop(self) -> None:
         self._stopped.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+        self._thread.wait()
 
 
 class Episode:
@@ -355,6 +355,7 @@ class Episode:
 
 def _after_fork() -> None:
     for writer in list(_live):
+        writer._flusher = None
         writer._log.abandon_after_fork()
 
 
