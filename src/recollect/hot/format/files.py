@@ -222,6 +222,15 @@ class FileLock:
     def close(self) -> None:
         """Gives it up; closing twice is fine. In a forked child of its holder, nothing happens."""
         with _opening:
+            if self.fd >= 0:
+                # Closing alone would leave it to a child that was forked just now and has not begun to run.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(self.fd, fcntl.LOCK_UN)
+            self.forget()
+
+    def forget(self) -> None:
+        """Closes this process's descriptor: what is left of the lock is whoever shares it."""
+        with _opening:
             _held.discard(self)
             fd, self.fd = self.fd, -1
             if fd >= 0:
@@ -239,7 +248,7 @@ class FileLock:
 def _after_fork() -> None:
     for lock in list(_held):
         with contextlib.suppress(OSError):
-            lock.close()
+            lock.forget()
     _opening.release()
 
 

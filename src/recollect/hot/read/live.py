@@ -204,7 +204,7 @@ class LiveSource:
         cut = [Extent(e.writer, e.start, min(e.stop, stops.get(e.writer, e.stop))) for e in work]
         return [e for e in cut if e.start < e.stop]
 
-    def _open_logs(self, at_work: Container[int] = ()) -> None:
+    def _open_logs(self, at_work: Container[int]) -> None:
         """Takes note of new logs, and forgets those that are gone: a writer per episode would leave one each. Those
         that are `at_work` are still taken in, and are forgotten the next time."""
         store = self._store
