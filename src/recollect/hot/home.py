@@ -178,8 +178,8 @@ def _gate(path: Path) -> Iterator[None]:
         for attempt in range(GATES):
             try:
                 make_folder(gate.parent)
-                fd = stack.enter_context(locked(gate, GATE_WAIT_S))
-                if os.path.samestat(os.fstat(fd), gate.stat()):
+                lock = stack.enter_context(locked(gate, GATE_WAIT_S))
+                if os.path.samestat(os.fstat(lock.fd), gate.stat()):
                     break
             except FileNotFoundError:
                 if attempt + 1 == GATES:

@@ -8,7 +8,7 @@ from pathlib import Path
 from recollect.cold.dataset import Datasets
 from recollect.cold.location import Location
 from recollect.cold.watermark import watermark
-from recollect.errors import NotFound, RecollectError, StoreError
+from recollect.errors import NotFound, RecollectError
 from recollect.hot import home
 from recollect.hot.format.files import locked, writers_folders
 from recollect.hot.format.targets import Cursor, fix_home, read_cursor, read_home, write_cursor
@@ -30,7 +30,7 @@ def move(root: Path, workspace: str, location: Location, lock: Path) -> str:
         try:
             with locked(lock, PROMOTER_WAIT_S):
                 return _move(root, workspace, location)
-        except StoreError:
+        except OSError:
             home.require(root, workspace)
             raise
     except NotFound as e:

@@ -292,14 +292,15 @@ def lock_when_free(path: Path) -> FileLock | None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, wait_s: float, *, shared: bool = False) -> Iterator[None]:
+def locked(path: Path, wait_s: float, *, shared: bool = False) -> Iterator[FileLock]:
     """Holds the file's flock, exclusive unless `shared`.
 
     Raises:
         ConflictError: another process held it all the time.
+        FileNotFoundError: its folder is gone.
         StoreError: the file cannot be opened.
     """
-    with os_errors("locking", path):
+    with os_errors("locking", path, but=ABSENT):
         lock = FileLock(path)
     with lock:
         end = time.monotonic() + wait_s
@@ -312,7 +313,7 @@ def locked(path: Path, wait_s: float, *, shared: bool = False) -> Iterator[None]
                 )
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
-        yield
+        yield lock
 
 
 @functools.cache
