@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import errno
 from collections.abc import Callable
 
+import pytest
+
 import recollect as rc
+from recollect import errors
 from recollect.hot.format.files import writers_folders
 from recollect.hot.format.targets import damaged_cursors, read_cursors
+from recollect.hot.read.store import HotStore
 from tests.hot.retaining import SCHEMA, write_episodes
 from tests.support import run_python
 
@@ -69,3 +74,20 @@ def test_without_a_free_descriptor_every_question_says_what_to_do() -> None:
         told = ast.literal_eval(run_python(NO_DESCRIPTOR))
     assert [name for name, _, _ in told] == list(ASKING)
     assert [t for t in told if t[1:] != ("StoreError", True) and t[0] not in MAY_DO_WITHOUT] == []
+
+
+@pytest.mark.parametrize("ask", [lambda ws: ws.recent(1), lambda ws: ws.stats(), lambda ws: ws.live().refresh()])
+def test_a_reader_says_what_it_could_not_read(
+    ask: Callable[[rc.Workspace], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rc.create_workspace("w", SCHEMA) as ws:
+        real = HotStore._notice
+
+        def refused(store: HotStore) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(HotStore, "_notice", refused)
+        with pytest.raises(errors.StoreError, match=r"reading .*log' failed: Input/output error\. The disk fails"):
+            ask(ws)
+        monkeypatch.setattr(HotStore, "_notice", real)
+        ask(ws)

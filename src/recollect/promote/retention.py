@@ -63,9 +63,8 @@ def _move(root: Path, workspace: str, location: Location) -> str:
         )
     if before is not None and before.problem:
         problem = before.problem
-    with home.held(
-        root, workspace
-    ):  # reading the buffer may take long; whoever deletes the workspace waits for this only
+    # Reading the buffer may take long; whoever deletes the workspace waits for this only.
+    with home.held(root, workspace):
         here = {int(f.name, 16) for f in writers_folders(root / "log")}
         marks = {w: mark for w, mark in watermark(chain).items() if w in here}
         fix_home(root, location.uri)
