@@ -62,7 +62,6 @@ class Workspace:
         self._store: HotStore | None = None
         self._text: TextIndex | None = None
         self._private = folder
-        self.retainer = Retainer(self.path, self._hot, self._own_writers)
         self._start_over()
         _live.add(self)
         self.recovered: list[Recovery] = []
@@ -71,10 +70,11 @@ class Workspace:
             self.retainer.try_run()
 
     def _start_over(self) -> None:
-        """In a forked child: the parent's writers are not this handle's, and nobody holds its lock."""
+        """In a forked child: the parent's writers are not this handle's, nobody holds its lock, nobody evicts."""
         self._lock = threading.Lock()
         self._annotator: Writer | None = None
         self._writers: list[Writer] = []
+        self.retainer = Retainer(self.path, self.id, self._hot, self._own_writers)
 
     # -- schema --------------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from recollect.errors import (
     WriterError,
 )
 from recollect.hot.format.files import (
+    ABSENT,
     create_exclusive,
     is_locked,
     locked,
@@ -45,7 +46,7 @@ from recollect.hot.format.files import (
     writers_folders,
 )
 from recollect.hot.format.layouts import Layouts
-from recollect.hot.format.notes import pack, unpack
+from recollect.hot.format.notes import pack, read
 from recollect.hot.keep import Keep
 from recollect.hot.write.growing import GATE, GATE_WAIT_S, Durability
 from recollect.schema import Change, Schema
@@ -141,10 +142,16 @@ def _begin_with(path: Path, schema: Schema) -> None:
 
 
 def describe(path: Path) -> Description:
-    """Raises NotFound where there is no workspace."""
+    """What a workspace's folder says of it.
+
+    Raises:
+        NotFound: there is no workspace.
+        CorruptionError: what is there is damaged, or of another release.
+        StoreError: it cannot be read.
+    """
     try:
-        data = unpack((path / "workspace.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+        data = read(path / "workspace.json")
+    except ABSENT:
         raise NotFound(
             f"no workspace at {str(path)!r}", remedy=f"Create it: recollect workspace create {path.name}"
         ) from None
@@ -171,8 +178,8 @@ def _gate(path: Path) -> Iterator[None]:
         for attempt in range(GATES):
             try:
                 make_folder(gate.parent)
-                fd = stack.enter_context(locked(gate, GATE_WAIT_S))
-                if os.path.samestat(os.fstat(fd), gate.stat()):
+                lock = stack.enter_context(locked(gate, GATE_WAIT_S))
+                if os.path.samestat(os.fstat(lock.fd), gate.stat()):
                     break
             except FileNotFoundError:
                 if attempt + 1 == GATES:
@@ -212,7 +219,7 @@ def change_keep(path: Path, kept: Keep) -> None:
     """Makes `kept` what the workspace keeps; every process goes by it from its next eviction on."""
     describe(path)
     with os_errors("writing", path / "workspace.json"):
-        data = unpack((path / "workspace.json").read_bytes())
+        data = read(path / "workspace.json")
         replace_file(path / "workspace.json", pack({**data, "keep": kept.to_dict()}))
 
 
@@ -266,13 +273,14 @@ def read_version(path: Path, version: int) -> Schema | None:
 
     Raises:
         CorruptionError: the file is damaged.
+        StoreError: it cannot be read.
     """
     file = _schema_file(path, version)
     if not os.path.exists(file):  # noqa: PTH110 - asked at every refresh
         return None
     try:
-        return Schema.from_dict(unpack(Path(file).read_bytes()))
-    except FileNotFoundError:
+        return Schema.from_dict(read(Path(file)))
+    except ABSENT:
         return None  # the workspace was deleted meanwhile
     except (ValueError, AttributeError) as e:
         raise CorruptionError(f"{file!r} is damaged: {e}", remedy=_DAMAGED) from None
@@ -307,7 +315,8 @@ def _newest(path: Path) -> tuple[int, Schema | None]:
 
 
 def _has_logs(path: Path) -> bool:
-    return any(next(folder.glob("*.seg"), None) is not None for folder in writers_folders(path / "log"))
+    with os_errors("reading", path):
+        return any(next(folder.glob("*.seg"), None) is not None for folder in writers_folders(path / "log"))
 
 
 def _schema_file(path: Path, version: int) -> str:
@@ -323,7 +332,9 @@ def list_workspaces() -> list[Path]:
     folder = home_folder() / "workspaces"
     if not folder.is_dir():
         return []
-    return [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and (p / "workspace.json").exists()]
+    with os_errors("reading", folder):
+        found = sorted(folder.iterdir())
+    return [p for p in found if not p.name.startswith(".") and (p / "workspace.json").exists()]
 
 
 def live_writers(path: Path) -> list[int]:

@@ -7,7 +7,7 @@ are none (design/0006).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -23,7 +23,7 @@ from recollect.records.block import Block
 from recollect.records.grow import Growing
 from recollect.records.grown import GrownView
 from recollect.records.layout import Layout
-from recollect.view import Cut, Extent, Ids, Narrowing, StepId, View, merged
+from recollect.view import Cut, Extent, Ids, Narrowing, StepId, View, make_ids, merged
 from recollect.view.narrow import NarrowedSource, chosen
 
 SLICES = 64
@@ -192,11 +192,11 @@ class LiveSource:
         """Rows published that are neither taken in nor in `work`, writer by writer. Facts are noted too."""
         store = self._store
         store.refresh()
-        if self._opened != store.opened:
-            self._open_logs()
         known: dict[int, int] = {}
         for e in work:
             known[e.writer] = max(e.stop, known.get(e.writer, 0))
+        if self._opened != store.opened:
+            self._open_logs(known)
         out = []
         ended = set()
         for log in self._growing:
@@ -224,13 +224,29 @@ class LiveSource:
         cut = [Extent(e.writer, e.start, min(e.stop, stops.get(e.writer, e.stop))) for e in work]
         return [e for e in cut if e.start < e.stop]
 
-    def _open_logs(self) -> None:
+    def _open_logs(self, at_work: Container[int]) -> None:
+        """Takes note of new logs, and forgets those that are gone: a writer per episode would leave one each. Those
+        that are `at_work` are still taken in, and are forgotten the next time."""
         store = self._store
-        self._opened = store.opened
+        opened = store.opened
         self._logs = {writer: log for writer, log in sorted(store.logs.items()) if not log.gone}
+        for counts in (self._seen, self._facts_seen):
+            for writer in [w for w in counts if not (w in self._logs or w in at_work)]:
+                del counts[writer]
+        self._unplaced = self._may_be_placed(at_work)
         for writer in self._logs:  # in a forked child those that are known are opened anew
             self._seen.setdefault(writer, 0)
         self._growing = list(self._logs.values())
+        self._opened = opened
+
+    def _may_be_placed(self, at_work: Container[int]) -> list[StepId]:
+        """Of the steps whose facts wait for them, those that are here or may still come."""
+        gone = [i for i in self._unplaced if not (i.writer in self._logs or i.writer in at_work)]
+        if not gone:
+            return self._unplaced
+        slots = self._rows.find(make_ids([i.writer for i in gone], [i.seq for i in gone]))
+        lost = {gone[k] for k in np.flatnonzero(slots < 0).tolist()}
+        return [i for i in self._unplaced if i not in lost]
 
     def _take(self, work: list[Extent]) -> None:
         """Takes rows in, each after its predecessor: a resumed episode goes on in another writer's log, which may have

@@ -8,7 +8,6 @@ durable point are read again, unless the file is a copy, whose parts may stem fr
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from recollect.errors import ConflictError, CorruptionError, StoreError
 from recollect.hot.format.files import (
+    ABSENT,
     lock_when_free,
     locked,
     os_errors,
@@ -88,16 +88,15 @@ def recover(folder: Path, layouts: Layouts) -> list[Recovery]:
             stack.enter_context(locked(folder / ".recovery", WAIT_S))
         for path in open_logs:
             try:
-                lock = lock_when_free(path / "lock")
-            except FileNotFoundError:
+                with os_errors("locking", path, but=ABSENT):
+                    lock = lock_when_free(path / "lock")
+            except ABSENT:
                 continue  # it was sealed, and evicted meanwhile
             if lock is None:
                 continue
-            try:
+            with lock:
                 if not _is_sealed(path) and path.is_dir():
                     out.append(_recover_one(path, layouts))
-            finally:
-                os.close(lock)
         _remove_abandoned(folder)
     return out
 
@@ -211,4 +210,4 @@ def _remove_abandoned(folder: Path) -> None:
                 lock = lock_when_free(path / "lock")
                 if lock is not None:
                     shutil.rmtree(path, ignore_errors=True)
-                    os.close(lock)
+                    lock.close()

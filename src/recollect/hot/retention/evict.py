@@ -8,7 +8,6 @@ removed by the next one. Evictions of one workspace take turns by a lock that no
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import weakref
 from collections.abc import Mapping
@@ -33,6 +32,8 @@ from recollect.view import EpisodeKey, Fact
 from recollect.view.reach import Mark
 
 LEAVING = ".evicted"
+LOCK = "evict.lock"
+"""Held while something is evicted, in the workspace's folder."""
 _hashes: weakref.WeakKeyDictionary[Segment, NDArray[np.uint64]] = weakref.WeakKeyDictionary()
 
 
@@ -45,6 +46,7 @@ class Eviction:
         dropped_rows, dropped_facts: of these, what the home buffer did not hold.
         waiting_rows: rows beyond the limits that wait for their promotion; `waiting_bytes` likewise.
         reason: why nothing counts as promoted, "" where that is not so.
+        skipped: whether it was left to another eviction that was at work.
     """
 
     rows: int = 0
@@ -56,6 +58,7 @@ class Eviction:
     waiting_rows: int = 0
     waiting_bytes: int = 0
     reason: str = ""
+    skipped: bool = False
 
 
 def weigh(store: HotStore, keep: Keep, now_ns: int) -> tuple[Choice, Mapping[int, Mark], str]:
@@ -80,10 +83,10 @@ def evict(store: HotStore, keep: Keep, now_ns: int) -> Eviction | None:
         CorruptionError: a note or segment is damaged.
     """
     with os_errors("evicting from", store.folder):
-        lock = try_lock(store.folder.parent / "evict.lock")
+        lock = try_lock(store.folder.parent / LOCK)
         if lock is None:
             return None
-        try:
+        with lock:
             store.refresh()
             choice, _, reason = weigh(store, keep, now_ns)
             if any(choice.segments.values()) or any(
@@ -95,8 +98,6 @@ def evict(store: HotStore, keep: Keep, now_ns: int) -> Eviction | None:
                 return _Pass(store, keep, now_ns).run()
             _sweep(store)
             return Eviction(waiting_rows=choice.waiting_rows, waiting_bytes=choice.waiting_bytes, reason=reason)
-        finally:
-            os.close(lock)
 
 
 def _sweep(store: HotStore) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from recollect.errors import DiskFull, NotFound, StoreError, WriterError
 from recollect.hot.format.fields import OpenEpisode
-from recollect.hot.format.files import locked, os_errors, sync_folder, try_lock
+from recollect.hot.format.files import FileLock, locked, os_errors, sync_folder, try_lock
 from recollect.hot.format.seal import Seal, seal
 from recollect.hot.format.segment import (
     FACT,
@@ -104,13 +104,13 @@ class GrowingLog:
         self._count = 0
         self._syncing = threading.Lock()
         self._spare = Spare()
-        self._lock_fd = _make_locked(self.folder)
+        self._held = _make_locked(self.folder)
         self.tails = TailLanes(self.folder, layout)
         self.segment: Segment
         try:
             self._start(Shape.fitting(layout, SEGMENT_BYTES[0]), 0, 0)
         except BaseException:
-            os.close(self._lock_fd)
+            self._held.close()
             raise
 
     # -- segments ------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ class GrowingLog:
 
     @property
     def is_open(self) -> bool:
-        return self._lock_fd >= 0
+        return self._held.fd >= 0
 
     def close(self, *, whole: bool = True) -> None:
         """Makes everything durable, seals the log, gives up lock and files.
@@ -347,7 +347,7 @@ class GrowingLog:
                 seal(self.folder, Seal(rows, facts, self._count, clean=True, resumed=self.behind.resumed))
         finally:
             self.unusable = self.unusable or "closed"
-            self._release()
+            self._held.close()
             for segment in self.behind.unsynced:
                 segment.close()
             for tail in self.tails.files:
@@ -370,16 +370,10 @@ class GrowingLog:
         self._spare.forget_after_fork()
         self.behind.untold = None
         self.unusable = "it was opened before a fork"
-        self._release()
-
-    def _release(self) -> None:
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
 
 
-def _make_locked(folder: Path) -> int:
-    """Creates a writer's folder with its lock held; returns the lock's descriptor.
+def _make_locked(folder: Path) -> FileLock:
+    """Creates a writer's folder with its lock held.
 
     The folder gets its name last: whoever finds one whose lock is free may take the writer for dead. The gate is shared
     meanwhile, so that the workspace cannot be deleted between the look for live writers and this one's lock.
@@ -393,17 +387,17 @@ def _make_locked(folder: Path) -> int:
     try:
         with os_errors("creating a writer in", log), locked(log / GATE, GATE_WAIT_S, shared=True):
             temporary.mkdir()
-            lock_fd = try_lock(temporary / "lock")
-            assert lock_fd is not None, "nobody else knows this name"
+            lock = try_lock(temporary / "lock")
+            assert lock is not None, "nobody else knows this name"
             try:
                 sync_folder(temporary)
                 temporary.rename(folder)
                 sync_folder(log)
             except BaseException:
-                os.close(lock_fd)
+                lock.close()
                 raise
     except StoreError as e:
         if isinstance(e.__cause__, FileNotFoundError):
             raise NotFound(f"no workspace at {str(log.parent)!r}", remedy="It was deleted; create it again") from e
         raise
-    return lock_fd
+    return lock

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from recollect.errors import ArgumentError, EpisodeError, StoreError, WriterError
+from recollect.hot.format.background import Background
 from recollect.hot.format.fields import FieldWriters, OpenEpisode
 from recollect.hot.format.files import locked
 from recollect.hot.format.segment import CLOSED, RESUMPTION
@@ -261,8 +262,8 @@ class _Flusher:
     def __init__(self, log: GrowingLog) -> None:
         self._log = weakref.ref(log)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="recollect-flush", daemon=True)
-        self._thread.start()
+        self._thread = Background(self._run)
+        self._thread.ask()
 
     def _run(self) -> None:
         before: tuple[int, int] | None = None
@@ -284,8 +285,7 @@ class _Flusher:
 
     def stop(self) -> None:
         self._stopped.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+        self._thread.wait()
 
 
 class Episode:
@@ -367,6 +367,7 @@ def only_here(writers: Collection[int]) -> bool:
 
 def _after_fork() -> None:
     for writer in list(_live):
+        writer._flusher = None
         writer._log.abandon_after_fork()
 
 
