@@ -242,6 +242,7 @@ class Workspace:
                         mask=self._mask,
                         on_roll=self.retainer.after_roll,
                         largest=self.keep.segment_bytes(store.layout.row_bytes),
+                        only_facts=True,
                     )
             return self._annotator.annotate(key, step, values)
 

@@ -48,10 +48,11 @@ class Writer:
         on_roll: Callable[[], None] | None = None,
         largest: int | None = None,
         find: Callable[[str | EpisodeKey | StepId, Layout], ResumePoint] | None = None,
+        only_facts: bool = False,
     ) -> None:
         self.layout, self.agent, self.durability = layout, agent, durability
         self._mask, self._find, self._folder = mask, find, folder
-        self._log = GrowingLog(folder, layout, agent, durability)
+        self._log = GrowingLog(folder, layout, agent, durability, only_facts=only_facts)
         self._log.behind.on_roll, self._log.behind.largest = on_roll, largest
         self.id = self._log.id
         fields = FieldWriters(layout, mask)
