@@ -278,7 +278,7 @@ class GrowingLog:
         self, key: EpisodeKey, step: StepId | None, values: Mapping[str, Any], *, kind: int = VALUES
     ) -> StepId:
         """Writes and publishes checked facts; returns the fact's own id."""
-        body = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        body = encode_fact(values)
         self.reserve(facts=1, heap_bytes=len(body))
         at, row = self.heap_used, self.facts
         self.segment.heap[at : at + len(body)] = np.frombuffer(body, np.uint8)
@@ -395,6 +395,11 @@ class GrowingLog:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+
+def encode_fact(values: Mapping[str, Any]) -> bytes:
+    """A fact's values as they lie in the heap."""
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
 def _make_locked(folder: Path) -> int:

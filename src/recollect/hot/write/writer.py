@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import Any
+
+import numpy as np
 
 from recollect.errors import ArgumentError, EpisodeError, StoreError, WriterError
 from recollect.hot.format.fields import FieldWriters, OpenEpisode
@@ -16,7 +19,7 @@ from recollect.hot.format.files import locked
 from recollect.hot.format.segment import CLOSED, RESUMPTION
 from recollect.hot.write.append import StepAppender
 from recollect.hot.write.extend import BlockAppender
-from recollect.hot.write.facts import check_facts
+from recollect.hot.write.facts import check_facts, check_id
 from recollect.hot.write.growing import Durability, GrowingLog
 from recollect.hot.write.lanes import Lanes
 from recollect.hot.write.resume import INTERRUPTED, ResumePoint
@@ -53,7 +56,8 @@ class Writer:
         self.layout, self.agent, self.durability = layout, agent, durability
         self._mask, self._find, self._folder = mask, find, folder
         self._log = GrowingLog(folder, layout, agent, durability, only_facts=only_facts)
-        self._log.behind.on_roll, self._log.behind.largest = on_roll, largest
+        self._on_roll = on_roll  # the log, which outlives a writer that is dropped, must not keep it
+        self._log.behind.on_roll, self._log.behind.largest = _weakly(on_roll), largest
         self.id = self._log.id
         fields = FieldWriters(layout, mask)
         self._single = StepAppender(self._log, fields)
@@ -64,6 +68,7 @@ class Writer:
         self._most_open = 256  # entries before ended episodes are looked for
         self._episodes = 0
         self._flusher = _Flusher(self._log) if durability == "interval" else None
+        weakref.finalize(self, _leave, self._log, self._flusher).atexit = False
         _live.add(self)
 
     # -- episodes ------------------------------------------------------------------------------------------
@@ -118,12 +123,10 @@ class Writer:
         """The state of a new episode, for appenders."""
         values: dict[str, Any] = {}
         if id is not None:
-            if not isinstance(id, str) or not id:
-                raise ArgumentError("an episode id is text that is not empty", value=id)
-            values["id"] = self._mask(id)
+            values["id"] = check_id(id, self._mask)
         if attempt is not None:
-            if not isinstance(attempt, int) or attempt < 0:
-                raise ArgumentError("an attempt is a whole number of at least 0", value=attempt)
+            if isinstance(attempt, bool) or not isinstance(attempt, int) or not 0 <= attempt < 1 << 63:
+                raise ArgumentError("an attempt is a whole number of at least 0 that fits 64 bits", value=attempt)
             values["attempt"] = attempt
         values.update(check_facts(self.layout.schema, facts, self._mask))
         with self._log.lock:
@@ -172,10 +175,10 @@ class Writer:
         Args:
             num_envs: lanes, at least 1.
         """
-        if num_envs < 1:
-            raise ArgumentError("a writer's lanes are at least 1", value=num_envs)
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
+            raise ArgumentError("a writer's lanes are a whole number of at least 1", value=num_envs)
         self._log.check()
-        return Lanes(self._blocks, num_envs, self.open_episode, self.close_episode)
+        return Lanes(self._blocks, int(num_envs), self.open_episode, self.close_episode)
 
     def extend(self, columns: Mapping[str, Any]) -> int:
         """Appends a block of steps.
@@ -251,11 +254,43 @@ class Writer:
         self.close()
 
 
+def _leave(log: GrowingLog, flusher: _Flusher | None) -> None:
+    """Of a writer that was dropped without close(): flushes its log and gives up its lock; recovery seals it.
+
+    The collector may run this anywhere, in the flusher's thread too, in the middle of a sync: that thread does it
+    itself.
+    """
+    if flusher is None:
+        _leave_unsealed(log)
+    else:
+        flusher.orphan(log)
+
+
+def _leave_unsealed(log: GrowingLog) -> None:
+    if log.is_open:
+        with contextlib.suppress(StoreError, WriterError):  # nobody is there to be told; recovery looks at it anew
+            log.close(whole=False)
+
+
+def _weakly(call: Callable[[], None] | None) -> Callable[[], None] | None:
+    """A method that does nothing once its object is gone; other callables as they are."""
+    if not isinstance(call, MethodType):
+        return call
+    method = weakref.WeakMethod(call)
+
+    def run() -> None:
+        if (found := method()) is not None:
+            found()
+
+    return run
+
+
 class _Flusher:
     """Syncs a log every `FLUSH_INTERVAL_S` from a thread of its own; appends do not wait for it."""
 
     def __init__(self, log: GrowingLog) -> None:
         self._log = weakref.ref(log)
+        self._orphan: GrowingLog | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="recollect-flush", daemon=True)
         self._thread.start()
@@ -265,18 +300,27 @@ class _Flusher:
         while not self._stopped.wait(FLUSH_INTERVAL_S):
             log = self._log()
             if log is None or log.unusable is not None:
-                return
+                break
             now = log.position
             if now != before:
                 try:
                     log.sync()
                 except StoreError as e:
                     log.behind.untold = e  # whoever writes next is told why, or whoever closes
-                    return
+                    break
                 except WriterError:
-                    return
+                    break
                 before = now
             del log
+        if self._orphan is not None:
+            _leave_unsealed(self._orphan)
+
+    def orphan(self, log: GrowingLog) -> None:
+        """Has the thread leave the log to recovery. Waits for nothing."""
+        self._orphan = log
+        self._stopped.set()
+        if not self._thread.is_alive():  # a flush had failed
+            _leave_unsealed(log)
 
     def stop(self) -> None:
         self._stopped.set()
