@@ -73,7 +73,8 @@ def workspace_path(name: str | os.PathLike[str]) -> Path:
     Raises:
         ArgumentError: a name that is no name, or a location that is not local.
     """
-    text = os.fspath(name)
+    if not isinstance(name, str | os.PathLike) or not isinstance(text := os.fspath(name), str):
+        raise ArgumentError("a workspace is named by text or a path", value=name)
     if "://" in text:
         scheme, _, rest = text.partition("://")
         if scheme != "file":
@@ -194,7 +195,8 @@ def describe(path: Path) -> Description:
     except (ArgumentError, TypeError) as e:
         raise CorruptionError(f"{str(path / 'workspace.json')!r} is damaged: {e}", remedy=_DAMAGED) from None
     durability = cast(Durability, data["durability"])
-    return Description(data["id"], data["name"], path, durability, kept, int(data["created_ns"]))
+    name = data["name"] if (path / "owner").exists() else path.name  # it may have been copied or renamed since
+    return Description(data["id"], name, path, durability, kept, int(data["created_ns"]))
 
 
 @contextlib.contextmanager

@@ -54,7 +54,14 @@ def cast_dtype(array: NDArray[Any], dtype: np.dtype[Any], path: str, *, literal:
                 value=low if low < info.min else high,
             )
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(array, dtype=dtype, order="C")
+        out = np.asarray(array, dtype=dtype, order="C")
+    if dtype.kind == "f" and (beyond := np.isinf(out)).any() and (beyond := beyond & np.isfinite(array)).any():
+        raise FieldError(
+            f"field {path!r} is {dtype.name}, which ends at {np.finfo(dtype).max:.3g}",
+            value=float(np.abs(array[beyond]).max()),
+            remedy="Clip it, or declare a wider dtype",
+        )
+    return out
 
 
 def check_text(value: Any, path: str) -> str:

@@ -153,6 +153,9 @@ class Header:
         return head.ljust(max(regions["control"], (len(head) + PAGE - 1) // PAGE * PAGE), b"\0")
 
 
+_CUT = "Copy the workspace again, whole, or restore it from a backup; a snapshot's buffer may hold these rows"
+
+
 class Segment:
     """A mapped segment. Use `create` or `open_`."""
 
@@ -227,7 +230,7 @@ class Segment:
         with os_errors("opening segment", path):
             map_, size = map_for_reading(path)
         if map_ is None or size < 3 * PAGE:
-            raise CorruptionError(f"segment {str(path)!r} is cut short", value=size)
+            raise CorruptionError(f"segment {str(path)!r} is cut short", value=size, remedy=_CUT)
         header, regions = read_header(map_, path)
         layout = layouts.of(header.schema)
         if layout is None:
@@ -237,7 +240,7 @@ class Segment:
                 remedy="Restore the workspace's schema files; the segment itself is whole",
             )
         if size < _regions(layout, header)[1]:
-            raise CorruptionError(f"segment {str(path)!r} is cut short", value=size)
+            raise CorruptionError(f"segment {str(path)!r} is cut short", value=size, remedy=_CUT)
         return cls(path, layout, header, regions, map_, -1)
 
     @property

@@ -113,11 +113,17 @@ class Writer:
                     "after": point.after,
                     "turn": point.turn,
                 }
-                self._log.append_fact(point.key, None, resumption, kind=RESUMPTION)
-                if point.waiting is not None:
-                    self._single.put_observation(opened, point.waiting.records[:1], point.waiting.planes)
-            self._log.sync()  # a power cut that kept resumed rows without it would leave them to nobody
-        return Episode(self, opened)
+                begun = self._log.position
+                try:
+                    self._log.append_fact(point.key, None, resumption, kind=RESUMPTION)
+                    if point.waiting is not None:
+                        self._single.put_observation(opened, point.waiting.records[:1], point.waiting.planes)
+                    self._log.sync()  # a power cut that kept resumed rows without it would leave them to nobody
+                    return Episode(self, opened)
+                except BaseException:
+                    if self._log.position != begun:  # nobody gets the handle that could close it
+                        self.close_episode(opened)
+                    raise
 
     def open_episode(self, id: str | None, attempt: int | None, facts: Mapping[str, Any]) -> OpenEpisode:
         """The state of a new episode, for appenders."""
