@@ -54,6 +54,8 @@ from recollect.schema import Change, Schema
 FORMAT = 1
 DURABILITIES = ("process", "interval", "step")
 _DESCRIBED = {"format", "id", "name", "durability", "keep", "created_ns"}
+GATES = 1000
+"""How often a workspace may be deleted under the hands of whoever creates or deletes it."""
 _DAMAGED = "Restore it from a backup, or delete the workspace"
 _OURS = re.compile(
     r"log|targets|owner|evict\.lock|(catalog|text)\.sqlite.*|\.?(workspace|home|evicted|schema(\.\d+)?)\.json.*"
@@ -133,8 +135,7 @@ def create(
             "keep": kept.to_dict(),
             "created_ns": time.time_ns(),
         }
-        make_folder(path / "log")
-        with locked(path / "log" / GATE, GATE_WAIT_S):
+        with _gate(path):
             taken = (path / "workspace.json").exists()
             if not taken:
                 if schema is not None:
@@ -197,6 +198,25 @@ def describe(path: Path) -> Description:
     durability = cast(Durability, data["durability"])
     name = data["name"] if (path / "owner").exists() else path.name  # it may have been copied or renamed since
     return Description(data["id"], name, path, durability, kept, int(data["created_ns"]))
+
+
+@contextlib.contextmanager
+def _gate(path: Path) -> Iterator[None]:
+    """Holds a workspace's gate alone. A deletion takes the folder away with its gate, so whoever waited for that one
+    looks for the gate of the folder that has the name by now."""
+    gate = path / "log" / GATE
+    with contextlib.ExitStack() as stack:
+        for attempt in range(GATES):
+            try:
+                make_folder(gate.parent)
+                fd = stack.enter_context(locked(gate, GATE_WAIT_S))
+                if os.path.samestat(os.fstat(fd), gate.stat()):
+                    break
+            except FileNotFoundError:
+                if attempt + 1 == GATES:
+                    raise
+            stack.close()
+        yield
 
 
 @contextlib.contextmanager
@@ -290,6 +310,8 @@ def read_version(path: Path, version: int) -> Schema | None:
         return None
     try:
         return Schema.from_dict(unpack(Path(file).read_bytes()))
+    except FileNotFoundError:
+        return None  # the workspace was deleted meanwhile
     except (ValueError, AttributeError) as e:
         raise CorruptionError(f"{file!r} is damaged: {e}", remedy=_DAMAGED) from None
 
@@ -363,8 +385,9 @@ def delete(path: Path) -> None:
         )
     grave = path.with_name(f".{path.name}.deleted.{uuid.uuid4().hex[:8]}")
     with os_errors("deleting workspace", path):
-        make_folder(path / "log")
-        with locked(path / "log" / GATE, GATE_WAIT_S):
+        with _gate(path):
+            if not (path / "workspace.json").exists():
+                describe(path)
             alive = live_writers(path)
             if alive:
                 raise WriterError(
