@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from typing import Any
 
 import numpy as np
@@ -123,3 +124,48 @@ def test_a_writer_of_the_older_schema_says_so() -> None:
         ws.evolve(rc.Schema({**FIELDS, "aux": rc.Tensor("float32", optional=True)}))
         with pytest.raises(errors.FieldError, match="before evolve"):
             episode.append(reward=0.0, aux=1.0)
+
+
+def test_an_older_writer_is_told_to_resume_with_a_new_one() -> None:
+    with rc.create_workspace("w", SCHEMA) as ws, ws.writer() as old:
+        ws.evolve(rc.Schema({**FIELDS, "aux": rc.Tensor("float32", optional=True)}))
+        with ws.writer() as new, new.episode("a") as episode:
+            episode.append(reward=0.0, aux=1.0)
+        with pytest.raises(errors.SchemaMismatch, match=r"new writer"):
+            old.resume_episode("a")
+
+
+def test_an_ended_episode_is_named_as_its_caller_named_it() -> None:
+    with rc.create_workspace("w", SCHEMA) as ws, ws.writer() as writer, writer.episode("mine") as episode:
+        episode.append(reward=0.0, terminated=True)
+        with pytest.raises(errors.EpisodeError, match="episode mine has ended"):
+            episode.append(reward=0.0)
+
+
+def test_text_for_a_number_is_called_text() -> None:
+    with rc.create_workspace("w", SCHEMA) as ws, ws.writer() as writer:
+        episode = writer.episode()
+        with pytest.raises(errors.FieldError, match="the value is text"):
+            episode.append(reward="a")
+
+
+def test_stats_say_how_old_the_oldest_row_is_that_is_not_durable() -> None:
+    with rc.create_workspace("w", SCHEMA, durability="process") as ws, ws.writer() as writer:
+        assert [w.behind_s for w in ws.stats().writers] == [0.0]
+        writer.episode().append(reward=0.0)
+        began = time.monotonic()
+        time.sleep(0.05)
+        (now,) = ws.stats().writers
+        assert 0.05 <= now.behind_s <= time.monotonic() - began + 60
+        writer.sync()
+        assert [w.behind_s for w in ws.stats().writers] == [0.0]
+
+
+def test_a_segment_cut_short_has_a_remedy() -> None:
+    with rc.create_workspace("w", SCHEMA) as ws, ws.writer() as writer, writer.episode() as episode:
+        episode.append(reward=0.0)
+    path = next((ws.path / "log").glob("*/*.seg"))
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(errors.CorruptionError, match="cut short") as caught:
+        rc.open_workspace("w").recent(1)
+    assert caught.value.remedy

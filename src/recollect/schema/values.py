@@ -22,9 +22,8 @@ def cast_array(value: Any, dtype: np.dtype[Any], shape: tuple[int, ...] | None, 
     except (ValueError, TypeError, RuntimeError) as e:
         raise FieldError(f"field {path!r} takes numbers of dtype {dtype.name}: {e}") from None
     if array.dtype.kind not in "biuf":
-        raise FieldError(
-            f"field {path!r} takes numbers of dtype {dtype.name}, the value has dtype {array.dtype.name}", value=value
-        )
+        given = {"U": "text", "S": "bytes"}.get(array.dtype.kind, f"of dtype {array.dtype.name}")
+        raise FieldError(f"field {path!r} takes numbers of dtype {dtype.name}, the value is {given}", value=value)
     if shape is not None and array.shape != shape:
         raise FieldError(
             f"field {path!r} has shape {shape}, the value has {array.shape}",
