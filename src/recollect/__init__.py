@@ -38,6 +38,7 @@ _HOME = {
     "NStep": "transforms",
     "Prioritized": "samplers",
     "Ragged": "schema",
+    "RateLimit": "loader",
     "Receipt": "samplers",
     "Recent": "samplers",
     "Reservoir": "samplers",
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
     from recollect.buffer import Branch, Buffer, Version, open_buffer
     from recollect.hot.keep import Keep
     from recollect.hot.write.writer import Episode, Writer
-    from recollect.loader import Batch, Loader
+    from recollect.loader import Batch, Loader, RateLimit
     from recollect.opening import create_workspace, delete_workspace, list_workspaces, open_workspace
     from recollect.promote.result import Snapshot
     from recollect.recall.results import EpisodeRecord, Hits, Step
@@ -113,6 +114,7 @@ __all__ = [
     "NStep",
     "Prioritized",
     "Ragged",
+    "RateLimit",
     "Receipt",
     "Recent",
     "Reservoir",

@@ -23,7 +23,7 @@ from recollect.hot.retention.retain import Retainer
 from recollect.hot.write.facts import check_facts, check_step_facts
 from recollect.hot.write.growing import Durability
 from recollect.hot.write.resume import ResumePoint, resume_point
-from recollect.hot.write.writer import Writer
+from recollect.hot.write.writer import Writer, only_here
 from recollect.masking import Masker
 from recollect.masking import keep as unmasked
 from recollect.recall import recent as recalled
@@ -315,7 +315,7 @@ class Workspace:
             raise ArgumentError("last is a whole number of at least 1", value=last)
         from recollect.hot.read.live import LiveSource
 
-        return LiveSource(self._hot(), last)
+        return LiveSource(self._hot(), last, lambda: only_here(home.live_writers(self.path)))
 
     def view_with_predecessors(self, cut: Cut) -> View:
         """A view that holds the rows of `cut`, and those before them that their frame stacks reach back to."""

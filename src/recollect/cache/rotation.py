@@ -73,11 +73,12 @@ class Rotation:
     def schema(self) -> Schema:
         return self.version.layout.schema
 
-    def bind(self, *, seed: int, batch_size: int, reach: int) -> BoundRotation:
+    def bind(self, *, seed: int, batch_size: int, reach: int, epochs: int | None = None) -> BoundRotation:
         """The source of views for one loader. Reads the system columns of every row.
 
         Args:
             reach: steps after an anchor that its windows hold.
+            epochs: every row has exactly so many turns; endless, and about `reuse` draws a turn, when None.
 
         Raises:
             DiskFull: `resident_bytes` has no room for one block and the spare ones.
@@ -91,7 +92,11 @@ class Rotation:
                 f"{self.resident_bytes:,} were given",
                 remedy=f"Give it {(1 + SPARE) * largest:,} bytes or more: RECOLLECT_CACHE_BYTES, or resident_bytes=",
             )
-        return BoundRotation(self.version, seed, batch_size, reach, resident, self.reuse)
+        if epochs is None:
+            return BoundRotation(self.version, seed, batch_size, reach, resident, self.reuse)
+        from recollect.cache.passes import Passes
+
+        return Passes(self.version, seed, batch_size, reach, resident, epochs)
 
 
 class BoundRotation:
@@ -129,10 +134,12 @@ class BoundRotation:
 
     def at(self, step: int) -> View:
         """The view that batch `step` is drawn from. The next block is decoded while batches are drawn from this one."""
-        turn = self._schedule.turn_of(step)
+        return self._go_to(self._schedule.turn_of(step))
+
+    def _go_to(self, turn: int) -> View:
         if turn == self._turn and self._view is not None:
             return self._view
-        units = self._schedule.resident_at(turn)
+        units = self._coming(turn)
         if self._view is not None and set(units) == set(self._parts):
             self._turn = turn
             return self._view
@@ -151,8 +158,12 @@ class BoundRotation:
         self._look_ahead(turn)
         return self._view
 
+    def _coming(self, turn: int) -> tuple[int, ...]:
+        """The blocks of a turn."""
+        return self._schedule.resident_at(turn)
+
     def _look_ahead(self, turn: int) -> None:
-        coming = [u for u in self._schedule.resident_at(turn + 1) if u not in self._parts]
+        coming = [u for u in self._coming(turn + 1) if u not in self._parts]
         if coming and self._next is None:
             self._next = (coming[0], self._pool.submit(self._load, coming[0]))
 

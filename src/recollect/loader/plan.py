@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recollect.errors import ArgumentError
 from recollect.records.kernels import pair_slots
 from recollect.records.layout import Layout
 from recollect.records.plan import GatherPlan, Output
@@ -30,7 +31,7 @@ class BatchPlan:
     Attributes:
         gather: outputs at the anchor and at the next observation.
         window: outputs over `[B, W]` that transforms asked for, None when there are none.
-        heap: variable-size leaves.
+        heap: variable-size leaves; `next_heap` those of them that are read of the next observation too.
         stack: planes of the deepest frame stack; `pads` the ways in which stacks are padded.
         reach: steps after the anchor in the window.
     """
@@ -39,13 +40,29 @@ class BatchPlan:
     gather: GatherPlan
     window: GatherPlan | None
     heap: tuple[Leaf, ...]
+    next_heap: tuple[Leaf, ...]
     transforms: tuple[Transform, ...]
     stack: int
     pads: tuple[str, ...]
     reach: int
 
     @classmethod
-    def of(cls, layout: Layout, fields: Sequence[str] | None, transforms: Sequence[Transform]) -> BatchPlan:
+    def of(
+        cls,
+        layout: Layout,
+        fields: Sequence[str] | None,
+        transforms: Sequence[Transform],
+        next_fields: Sequence[str] | None = None,
+    ) -> BatchPlan:
+        """
+        Args:
+            fields: names to read; None is every field of fixed shape.
+            next_fields: observations of which the next one is read too; None is all of those in `fields`.
+
+        Raises:
+            NotFound: a name that the schema lacks.
+            ArgumentError: one of `next_fields` is no observation.
+        """
         schema = layout.schema
         built_in = ("terminated", "truncated")
         named = None if fields is None else [f for f in fields if f not in built_in]
@@ -57,16 +74,22 @@ class BatchPlan:
             if transforms and leaf is not None:
                 leaves.append(leaf)
         leaves = list(dict.fromkeys(leaves))
+        after = [leaf for leaf in leaves if leaf.is_observation]
+        if next_fields is not None:
+            after = list(dict.fromkeys(schema.select(list(next_fields))))
+            if other := [leaf.path for leaf in after if not leaf.is_observation]:
+                raise ArgumentError("next_fields names observations", value=other[0], remedy="Leave it out")
         dense = [leaf for leaf in leaves if not is_heap(leaf.field)]
-        stacks = [leaf.field for leaf in dense if isinstance(leaf.field, Frames) and leaf.field.stack > 1]
+        next_dense = [leaf for leaf in after if not is_heap(leaf.field)]
+        stacks = [
+            leaf.field for leaf in (*dense, *next_dense) if isinstance(leaf.field, Frames) and leaf.field.stack > 1
+        ]
         stack = max((f.stack for f in stacks), default=1)
         pads = tuple(sorted({f.pad for f in stacks}))
         outputs = [Output(leaf.path, "field", leaf.path, _planes(leaf, False, stack, pads)) for leaf in dense]
         outputs += [Output(name, "flag", name) for name in built_in]
         outputs += [
-            Output(f"next_{leaf.path}", "field", leaf.path, _planes(leaf, True, stack, pads))
-            for leaf in dense
-            if leaf.is_observation
+            Output(f"next_{leaf.path}", "field", leaf.path, _planes(leaf, True, stack, pads)) for leaf in next_dense
         ]
         outputs += [Output(f"/valid/{leaf.path}", "valid", leaf.path) for leaf in leaves if leaf.field.optional]
         wide = sorted({p for t in transforms for p in t.needs(schema)})
@@ -76,18 +99,24 @@ class BatchPlan:
             GatherPlan(layout, tuple(outputs)),
             GatherPlan(layout, tuple(window)) if window else None,
             tuple(leaf for leaf in leaves if is_heap(leaf.field)),
+            tuple(leaf for leaf in after if is_heap(leaf.field)),
             tuple(transforms),
             stack,
             pads,
             max((t.reach for t in transforms), default=0),
         )
 
-    def in_layout(self, layout: Layout, fields: Sequence[str] | None) -> BatchPlan:
-        """The plan for rows in this layout: another one where the schema has evolved, under which `fields`, None for
-        every field of fixed shape, may be more or wider."""
+    def in_layout(self, layout: Layout, fields: Sequence[str] | None, next_fields: Sequence[str] | None) -> BatchPlan:
+        """The plan for rows in this layout: another one where the schema has evolved, under which the fields may be
+        more or wider."""
         if layout is self.gather.layout or layout.schema == self.schema:
             return self
-        return BatchPlan.of(layout, fields, self.transforms)
+        return BatchPlan.of(layout, fields, self.transforms, next_fields)
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether some values differ in size from row to row."""
+        return bool(self.heap or self.next_heap)
 
     @property
     def row_bytes(self) -> int:
@@ -158,7 +187,7 @@ class BatchPlan:
         padded: dict[str, Any] = {}
         lengths: dict[str, Any] = {}
         reads = [(leaf, leaf.path, keys) for leaf in self.heap]
-        reads += [(leaf, f"next_{leaf.path}", following) for leaf in self.heap if leaf.is_observation]
+        reads += [(leaf, f"next_{leaf.path}", following) for leaf in self.next_heap]
         for leaf, name, slots in reads:
             raw = rows.heap_values(slots, leaf.path)
             if isinstance(leaf.field, Ragged):

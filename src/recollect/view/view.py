@@ -350,6 +350,6 @@ class GrowingSource(Source, Protocol):
 class UnboundSource(Protocol):
     """A source whose views depend on who draws from them: a loader binds it once."""
 
-    def bind(self, *, seed: int, batch_size: int, reach: int) -> GrowingSource:
-        """The source of one loader, whose windows hold `reach` steps after the anchor."""
+    def bind(self, *, seed: int, batch_size: int, reach: int, epochs: int | None = None) -> GrowingSource:
+        """The source of one loader, whose windows hold `reach` steps after the anchor, and which counts `epochs`."""
         ...

@@ -7,7 +7,7 @@ are none (design/0006).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -38,10 +38,11 @@ class LiveSource:
 
     Attributes:
         last: how many of the newest rows may be read and drawn; all when None.
+        is_alone: whether nobody but the calling thread appends.
     """
 
-    def __init__(self, store: HotStore, last: int | None = None) -> None:
-        self._store, self.last = store, last
+    def __init__(self, store: HotStore, last: int | None = None, is_alone: Callable[[], bool] = lambda: False) -> None:
+        self._store, self.last, self.is_alone = store, last, is_alone
         self._begin(Growing(store.layout, last))
         if last is not None:
             with store.pinned():

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MethodType, TracebackType
 from typing import Any
@@ -67,6 +67,8 @@ class Writer:
         self._named: dict[int | str, OpenEpisode] = {}
         self._most_open = 256  # entries before ended episodes are looked for
         self._episodes = 0
+        self.thread: int | None = None
+        """The thread that last began an episode, None before the first."""
         self._flusher = _Flusher(self._log) if durability == "interval" else None
         weakref.finalize(self, _leave, self._log, self._flusher).atexit = False
         _live.add(self)
@@ -105,6 +107,7 @@ class Writer:
             with self._log.lock:
                 self._log.check()
                 opened = self._open[point.key] = OpenEpisode(point.key)
+                self.thread = threading.get_ident()
                 opened.id, opened.step, opened.history = point.id, point.step, point.history
                 opened.judged = point.status not in (None, INTERRUPTED)
                 resumption = {
@@ -138,6 +141,7 @@ class Writer:
         with self._log.lock:
             self._log.check()
             key = EpisodeKey(self.id, self._episodes)
+            self.thread = threading.get_ident()
             if values:
                 self._log.append_fact(key, None, values)
             self._episodes += 1
@@ -152,6 +156,7 @@ class Writer:
     def _number(self, count: int) -> EpisodeKey:
         """Takes the keys of so many new episodes, one after the other; the first of them."""
         first = EpisodeKey(self.id, self._episodes)
+        self.thread = threading.get_ident()
         self._episodes += count
         return first
 
@@ -402,6 +407,13 @@ class Episode:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def only_here(writers: Collection[int]) -> bool:
+    """Whether the calling thread, and no other, began the newest episodes of all these writers. Whoever waits for rows
+    of theirs then waits for ever. A writer that began none may yet be used by any thread."""
+    mine = {writer.id for writer in list(_live) if writer.thread == threading.get_ident()}
+    return bool(writers) and mine.issuperset(writers)
 
 
 def _after_fork() -> None:
