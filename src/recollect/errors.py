@@ -68,7 +68,10 @@ class RecollectError(Exception):
         """The one line that people read."""
         parts = [self.message]
         if self.value is not None:
-            shown = " ".join(repr(self.value).split())
+            try:
+                shown = " ".join(repr(self.value).split())
+            except RecursionError:
+                shown = f"a {type(self.value).__name__} nested too deep to show"
             parts.append(f"(got {shown if len(shown) <= 120 else shown[:117] + '...'})")
         line = " ".join(parts)
         return f"{line}. {self.remedy}" if self.remedy else line

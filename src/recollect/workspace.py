@@ -34,6 +34,7 @@ from recollect.recall.verify import Report, verify
 from recollect.recall.window import with_predecessors
 from recollect.records.layout import Layout
 from recollect.schema import Change, Schema
+from recollect.schema.values import check_text
 from recollect.view import Cut, EpisodeKey, StepId, View
 
 if TYPE_CHECKING:
@@ -176,6 +177,8 @@ class Workspace:
             NotFound: the workspace was deleted.
             DiskFull, StoreError: the log cannot be created.
         """
+        if not isinstance(agent, str):
+            raise ArgumentError("a writer's agent is a name, text", value=agent)
         chosen = durability or self.durability
         if chosen not in home.DURABILITIES:
             raise ArgumentError("unknown durability", value=chosen, remedy=f"One of {', '.join(home.DURABILITIES)}")
@@ -187,7 +190,7 @@ class Workspace:
             writer = Writer(
                 self.path / "log",
                 layouts.newest,
-                agent=self._mask(agent),
+                agent=check_text(self._mask(agent), "agent"),
                 durability=chosen,
                 mask=self._mask,
                 on_roll=self.retainer.after_roll,
@@ -243,6 +246,7 @@ class Workspace:
                         mask=self._mask,
                         on_roll=self.retainer.after_roll,
                         largest=self.keep.segment_bytes(store.layout.row_bytes),
+                        only_facts=True,
                     )
             return self._annotator.annotate(key, step, values)
 

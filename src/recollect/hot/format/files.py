@@ -30,10 +30,19 @@ NETWORK_FILE_SYSTEMS = frozenset(
         "lustre",
         "9p",
         "afs",
-        "fuse.sshfs",
         "beegfs",
+        "gpfs",
+        "wekafs",
+        "virtiofs",
+        "pvfs2",
+        "orangefs",
+        "panfs",
+        "ocfs2",
+        "gfs2",
     ]
 )
+LOCAL_FUSE = frozenset(["fuse.fuse-overlayfs", "fuse.ext4", "fuse.ext2", "fuse.ntfs-3g", "fuse.exfat", "fuse.zfs"])
+"""File systems in user space that live on a disk of this machine. The others are mostly stores behind a network."""
 WRITER = re.compile(r"[0-9a-f]{16}\Z")
 ABSENT = (FileNotFoundError, NotADirectoryError)
 
@@ -345,7 +354,7 @@ def file_system_type(path: Path) -> str:
 def refuse_network_file_system(path: Path) -> None:
     """Raises StoreError on a network file system: shared memory maps and locks do not hold across machines."""
     kind = file_system_type(path)
-    if kind in NETWORK_FILE_SYSTEMS:
+    if kind in NETWORK_FILE_SYSTEMS or (kind.split(".")[0] == "fuse" and kind not in LOCAL_FUSE):
         raise StoreError(
             f"a workspace cannot live on {kind} ({str(path)!r})",
             remedy="Set RECOLLECT_HOME to a local disk and snapshot to the network",

@@ -27,6 +27,7 @@ from recollect.hot.format.files import (
 )
 from recollect.hot.format.first import read_first
 from recollect.hot.format.layouts import Layouts
+from recollect.hot.format.room import give_back_zeros
 from recollect.hot.format.seal import Seal, read_seal, seal
 from recollect.hot.format.segment import OWNER, RESUMPTION, ROWS_MASK, Segment
 from recollect.hot.format.tails import damaged_slots
@@ -175,6 +176,9 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
     lost_tails = damaged_slots(tails, layout)
     _flush(readable, [*unsynced, *tails], again=flush_failed)
     sync_folder(folder)
+    if not (lost or lost_facts or lost_segments or lost_tails):  # what is damaged may still be of use to somebody
+        for segment in readable:
+            give_back_zeros(segment.path)
     what = Seal(rows, facts, segments, False, resumed, lost, lost_facts, lost_segments, len(tails), lost_tails)
     seal(folder, what)
     cut = Extent(writer, *lost) if lost else None

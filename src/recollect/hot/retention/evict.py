@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from recollect.hot.format.evicted import write_evicted
 from recollect.hot.format.files import os_errors, try_lock
 from recollect.hot.format.first import First, Resumption, write_first
+from recollect.hot.format.room import disk_bytes
 from recollect.hot.format.segment import Segment
 from recollect.hot.format.targets import read_home, trusted
 from recollect.hot.keep import Choice, Keep, Parcel, choose
@@ -67,9 +68,9 @@ def weigh(store: HotStore, keep: Keep, now_ns: int) -> tuple[Choice, Mapping[int
     marks, reason = trusted(root, read_home(root))
     logs = [log for log in list(store.logs.values()) if not log.gone]
     parcels = {log.writer: _parcels(log, marks.get(log.writer, Mark())) for log in logs}
-    size = sum(len(s.map) for log in logs for s in log.segments)
+    size = sum(disk_bytes(s.path) for log in logs for s in log.segments)
     if keep.bytes is not None:
-        size += sum(_size(p) for log in logs for p in log.folder.glob("*.tails"))
+        size += sum(disk_bytes(p) for log in logs for p in log.folder.glob("*.tails"))
     rows = sum(log.rows - log.first.row for log in logs)
     done = frozenset(log.writer for log in logs if log.sealed)
     return choose(keep, parcels, rows, size, now_ns, done), marks, reason
@@ -138,7 +139,7 @@ def _parcels(log: WriterLog, mark: Mark) -> list[Parcel]:
         if fact_stop > fact:
             newest = max(newest, int(segment.facts["time"][fact_stop - fact - 1]))
         promoted = not mark.lacking(first, stop) and stop <= mark.rows and fact_stop <= mark.facts
-        out.append(Parcel(stop - first, fact_stop - fact, len(segment.map), newest, promoted))
+        out.append(Parcel(stop - first, fact_stop - fact, disk_bytes(segment.path), newest, promoted))
     return out
 
 
@@ -207,7 +208,7 @@ class _Pass:
                 rows=out.rows + row - log.first.row,
                 facts=out.facts + lost,
                 segments=out.segments + count,
-                bytes=out.bytes + sum(len(s.map) for s in log.segments[:count]),
+                bytes=out.bytes + sum(disk_bytes(s.path) for s in log.segments[:count]),
                 dropped_rows=out.dropped_rows + after.dropped_rows - log.first.dropped_rows,
                 dropped_facts=out.dropped_facts + missed,
             )
@@ -359,10 +360,3 @@ def _alive(keys: set[EpisodeKey], left: NDArray[np.uint64]) -> set[EpisodeKey]:
     pairs = np.array(ordered, np.int64).reshape(-1, 2)
     here = np.isin(_hash(pairs[:, 0], pairs[:, 1]), left).tolist()
     return {key for key, hit in zip(ordered, here, strict=True) if hit}
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
