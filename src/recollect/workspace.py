@@ -322,15 +322,22 @@ class Workspace:
             return nothing_written(self.path)
         return collect(self._hot(), self.path, self.retainer.stats)
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> Report:
+    def verify(self, progress: Callable[[int, int], None] | None = None, *, repair: bool = False) -> Report:
         """Checks every checksum and counter, and the indexes against the logs; agents may go on meanwhile.
 
         Logs are only read. An index that is wrong is made again, and the report says so.
 
         Args:
             progress: called with rows checked and rows to check.
+            repair: first gives up rows, facts and segments that are damaged or missing, for good: they are *holes* from
+                then on, which every reader passes over, and everything else can be read. `Report.repaired` names their
+                ids. Again it changes nothing.
+
+        Raises:
+            ConflictError: an eviction or another repair did not end.
+            StoreError: the folder cannot be written.
         """
-        return verify(self.path, progress)
+        return verify(self.path, progress, repair=repair)
 
     # -- promoting -----------------------------------------------------------------------------------------
 

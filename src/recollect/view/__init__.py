@@ -12,6 +12,7 @@ from recollect.view.ids import (
     Ids,
     Slots,
     StepId,
+    hull,
     make_ids,
     merged,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "StepId",
     "UnboundSource",
     "View",
+    "hull",
     "make_ids",
     "merged",
 ]

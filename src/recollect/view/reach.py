@@ -68,6 +68,11 @@ def without(ranges: Sequence[tuple[int, int]], taken: Sequence[tuple[int, int]])
     return tuple(out)
 
 
+def within(ranges: Sequence[tuple[int, int]], start: int, stop: int) -> Ranges:
+    """What of sorted ranges lies from `start` to `stop`."""
+    return tuple((max(a, start), min(b, stop)) for a, b in ranges if a < stop and b > start)
+
+
 def pack(extents: Iterable[Sequence[Any]]) -> list[list[Any]]:
     """`[writer, start, stop]` ranges as `[writer, start, length, gap, length, …]`, one list for neighbours of a writer
     that lie one behind the other. The order is kept."""

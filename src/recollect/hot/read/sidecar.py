@@ -171,7 +171,7 @@ class Sidecar:
             if not create:
                 return None
             with contextlib.suppress(FileNotFoundError):
-                self._journal.unlink()
+                self.journal.unlink()
         self._connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA cell_size_check = ON")
         # What a power cut leaves is thrown away by its boot id, so nothing here waits for the disk.
@@ -195,7 +195,7 @@ class Sidecar:
             connection.execute(statement)
 
     @property
-    def _journal(self) -> Path:
+    def journal(self) -> Path:
         return self.path.with_name(self.path.name + "-journal")
 
     def _after(self, error: Exception, doing: Literal["read", "write"]) -> None:
@@ -213,7 +213,7 @@ class Sidecar:
 
     def _remove(self) -> None:
         self._disconnect()
-        for path in (self._journal, self.path):
+        for path in (self.journal, self.path):
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -251,3 +251,15 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def drop_index(path: Path, wait_s: float = 10.0) -> bool:
+    """Removes an index that says what is no more. False where another process was writing it all the time."""
+    end = time.monotonic() + wait_s
+    file = Sidecar(path, "", 0)
+    while path.exists() or file.journal.exists():
+        if not file.discard():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.005)
+    return True

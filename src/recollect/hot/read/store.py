@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recollect.errors import NotFound
-from recollect.hot.format import evicted
+from recollect.hot.format import evicted, first, holes
 from recollect.hot.format.evicted import Evicted, read_evicted, signature
 from recollect.hot.format.files import writers_folders
 from recollect.hot.format.layouts import Layouts
@@ -27,6 +27,7 @@ from recollect.records.build import Changed, build_view, unchanged
 from recollect.records.layout import Layout
 from recollect.records.overlay import overlay
 from recollect.view import Cut, EpisodeKey, Extent, Fact, FactIndex, Ids, View
+from recollect.view.reach import Ranges, within
 
 SETTLED_NS = 1_000_000_000
 """How old a folder's time of change must be before it is believed: file systems count in ticks of some milliseconds."""
@@ -41,12 +42,14 @@ class State(NamedTuple):
         facts: writer → what reads the facts of the cut, whatever is evicted meanwhile.
         firsts: writer → row that its log began with.
         gone_rows: rows of the logs that were gone.
+        holes: writer → rows behind that which are gone, of the logs that have such.
     """
 
     cut: Cut
     facts: dict[int, Callable[[], list[Fact]]]
     firsts: dict[int, int]
     gone_rows: int
+    holes: dict[int, Ranges]
 
 
 class HotStore:
@@ -58,6 +61,7 @@ class HotStore:
         logs: by writer; one that is gone is among them only while somebody has the store pinned.
         opened: logs opened so far; it never goes back, not even in a forked child.
         evicted: what is known of logs that are gone.
+        lost: counts how often rows or facts were found to be gone of logs that are there.
     """
 
     def __init__(self, folder: Path, layouts: Layouts, name: str = "") -> None:
@@ -75,6 +79,7 @@ class HotStore:
         self._growing: list[WriterLog] = []
         self._scanned_ns = -1
         self.evicted = Evicted()
+        self.lost = 0
         self._seen: tuple[int, int] | None = None
         self._tick = 0
         self._pins: dict[object, int] = {}
@@ -118,7 +123,7 @@ class HotStore:
             writer = int(path.name, 16)
             if writer in self.logs or writer in self.evicted.leaving:
                 continue
-            if (path / "00000000.seg").exists() or (path / "first.json").exists():
+            if any((path / name).exists() for name in ("00000000.seg", first.NAME, holes.NAME)):
                 log = self.logs[writer] = WriterLog(path, self.layouts)
                 self._growing.append(log)
                 self.opened += 1
@@ -136,7 +141,8 @@ class HotStore:
         with self._lock:
             cut, starts = self._published()
             facts = {writer: self.logs[writer].later_facts(stop) for writer, stop in cut.facts}
-            return State(cut, facts, starts, self.evicted.rows)
+            holes = {w: within(log.holes.rows, starts[w], log.rows) for w, log in self.logs.items() if w in starts}
+            return State(cut, facts, starts, self.evicted.rows, {w: rows for w, rows in holes.items() if rows})
 
     def _published(self) -> tuple[Cut, dict[int, int]]:
         """The cut, and the row that each log begins with."""
@@ -145,7 +151,7 @@ class HotStore:
         stops = self.with_predecessors({log.writer: log.rows for log in logs})
         starts = {w: self.logs[w].first.row for w in stops}
         cut = Cut(
-            tuple(Extent(w, starts[w], stop) for w, stop in sorted(stops.items()) if stop > starts[w]),
+            tuple(Extent(w, a, b) for w, stop in sorted(stops.items()) for a, b in self.logs[w].kept(starts[w], stop)),
             tuple((log.writer, log.facts) for log in logs if log.facts),
         )
         return cut, starts
@@ -248,7 +254,9 @@ class HotStore:
         self._seen, self._tick = seen, self._tick + 1
         self.evicted = read_evicted(self.folder)
         for log in self.logs.values():
+            before = log.holes
             log.notice(self._tick, gone=log.writer in self.evicted.leaving)
+            self.lost += log.holes is not before
             self._unlinked += log.unlinked
             log.unlinked.clear()
         self._unlinked = [ref for ref in self._unlinked if ref() is not None]
@@ -329,8 +337,8 @@ class HotStore:
         """An immutable view of a cut, of all that is published when None. Raises NotFound for evicted rows."""
         with self.pinned():
             if cut is None:
-                cut, later, _, _ = self.state()
-                facts = list(later.values())
+                state = self.state()
+                cut, facts = state.cut, list(state.facts.values())
             else:
                 facts = [log.later_facts(stop) for log, stop in self._fact_logs(cut.facts)]
             self.layouts.refresh()

@@ -17,6 +17,7 @@ from pathlib import Path
 from recollect.errors import ConflictError, CorruptionError, StoreError
 from recollect.hot.format.files import lock_when_free, locked, os_errors, sync_file, sync_folder, writers_folders
 from recollect.hot.format.first import read_first
+from recollect.hot.format.holes import read_holes
 from recollect.hot.format.layouts import Layouts
 from recollect.hot.format.seal import Seal, read_seal, seal
 from recollect.hot.format.segment import OWNER, RESUMPTION, ROWS_MASK, Segment
@@ -86,7 +87,7 @@ def recover(folder: Path, layouts: Layouts) -> list[Recovery]:
                 continue
             try:
                 if not _is_sealed(path) and path.is_dir():
-                    out.append(_recover_one(path, layouts))
+                    out.append(recover_log(path, layouts))
             finally:
                 os.close(lock)
         _remove_abandoned(folder)
@@ -100,10 +101,11 @@ def _is_sealed(path: Path) -> bool:
         return False
 
 
-def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
+def recover_log(folder: Path, layouts: Layouts) -> Recovery:
+    """Seals one log whose writer is dead; its lock is held by whoever calls. Passes over what is known to be gone."""
     for leftover in folder.glob(".*.new"):
         leftover.unlink(missing_ok=True)
-    first, writer = read_first(folder), int(folder.name, 16)
+    first, holes, writer = read_first(folder), read_holes(folder), int(folder.name, 16)
     tails = sorted(folder.glob("*.tails"))
     rows, facts, segments, checked, lost_segments = first.row, first.fact, first.segment, 0, 0
     unsynced = []
@@ -113,6 +115,12 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
     for path in sorted(folder.glob("*.seg")):
         index = int(path.stem)
         if index < first.segment:
+            continue
+        while next_index <= index and (behind := holes.behind(next_index)) is not None:
+            next_index += 1
+            if whole:
+                (rows, facts), segments = behind, next_index
+        if index < next_index:
             continue
         lost_segments += index - next_index
         next_index = index + 1
@@ -124,11 +132,12 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
         except StoreError:
             if read_first(folder) == first:
                 raise
-            return _recover_one(folder, layouts)  # an eviction moved the beginning meanwhile
+            return recover_log(folder, layouts)  # an eviction moved the beginning meanwhile
         except CorruptionError:
             whole = False
             lost_segments += 1
             continue
+        segment.checked.forgive(holes.damaged_rows, holes.facts)
         header, shape, layout = segment.header, segment.header.shape, segment.layout
         if header.writer != writer:
             whole = False
@@ -156,10 +165,14 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
         if moved or (end, fact_end) != (from_row, from_fact):
             unsynced.append(path)
         rows, facts, segments = header.first_row + end, header.first_fact + fact_end, segments + 1
+    while (behind := holes.behind(next_index)) is not None:
+        next_index += 1
+        if whole:
+            (rows, facts), segments = behind, next_index
     if next_index == first.segment and tails and not first.segment:
         lost_segments = 1  # tails are made after the first segment
     if lost_segments and read_first(folder) != first:
-        return _recover_one(folder, layouts)
+        return recover_log(folder, layouts)
     lost = (rows, counted_rows) if counted_rows > rows else None
     lost_facts = max(0, counted_facts - facts)
     lost_tails = damaged_slots(tails, layout)

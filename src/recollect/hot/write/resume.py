@@ -23,7 +23,7 @@ from recollect.records.block import Block
 from recollect.records.heads import deepest_stack
 from recollect.records.layout import FINAL, HAS_NEXT, TERMINATED, TRUNCATED, Layout, column
 from recollect.schema import Frames
-from recollect.view import Cut, EpisodeKey, Extent, StepId, make_ids
+from recollect.view import Cut, EpisodeKey, Extent, StepId, hull, make_ids
 
 if TYPE_CHECKING:
     from recollect.hot.read.log import WriterLog
@@ -88,7 +88,7 @@ def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoin
             waiting = store.tails(make_ids([last.id.writer], [last.id.seq]), layout)[1]
     turns = {log.writer: log.resumed.get(key, []) for log in list(store.logs.values()) if not log.gone}
     concerned = sorted({e.writer for e in extents} | {w for w, found in turns.items() if found or w == key.writer})
-    stops = {e.writer: e.stop for e in cut.extents}
+    stops = {w: e.stop for w, e in hull(cut.extents).items()}
     for log in (store.logs[w] for w in concerned if w in store.logs):
         if not log.sealed:
             _flush(log.folder)

@@ -1,0 +1,198 @@
+"""verify --repair: what is damaged is given up by id, and everything else is as it was written."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import recollect as rc
+from recollect.hot.write import growing
+from recollect.recall.verify import verify
+from recollect.view import EpisodeKey
+
+SCHEMA = rc.Schema(
+    {
+        "observation": rc.Tensor("float32", (2,)),
+        "picture": rc.Frames((3,), optional=True),
+        "note": rc.Text(optional=True),
+        "uid": rc.Tensor("int64"),
+    },
+    episode={"task": rc.Text()},
+)
+Row = tuple[int, int]
+
+
+def _step(uid: int) -> dict[str, Any]:
+    return {
+        "observation": np.full(2, uid, np.float32),
+        "picture": np.full(3, uid % 250 + 1, np.uint8),
+        "note": f"note number {uid}",
+        "uid": uid,
+    }
+
+
+def _fill(ws: rc.Workspace) -> None:
+    """One log of single appends by turns, jumps and open ends; one of blocks; late facts."""
+    writer = ws.writer(durability="process")
+    lanes = [writer.episode(id=f"e{k}", task="find the way") for k in range(3)]
+    for uid in range(150):
+        k = uid % 3
+        jump = {"next_observation": np.full(2, -uid, np.float32)} if uid % 7 == 0 else {}
+        lanes[k].append(**_step(uid), **jump, terminated=uid >= 60 and uid % 20 == 19)
+        if uid >= 60 and uid % 20 == 19:
+            lanes[k].finish(status="success", reward=float(uid))
+            lanes[k] = writer.episode(task="again")
+    with ws.writer(durability="process") as block:
+        for start in range(1000, 1200, 40):
+            uids = np.arange(start, start + 40)
+            block.extend(
+                {
+                    "episode": uids // 20,
+                    "step": uids % 20,
+                    "observation": np.repeat(uids.astype(np.float32)[:, None], 2, 1),
+                    "picture": np.repeat((uids % 250 + 1).astype(np.uint8)[:, None], 3, 1),
+                    "note": [f"note number {u}" for u in uids.tolist()],
+                    "uid": uids,
+                    "terminated": uids % 20 == 19,
+                }
+            )
+    for uid in (3, 40, 77):
+        hit = next(s for s in ws.recent(500) if s["uid"] == uid)
+        ws.annotate(hit.id, uid=uid + 5000)
+    writer.close()
+
+
+@pytest.fixture
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing, "SEGMENT_BYTES", (1 << 13,))
+
+
+@pytest.fixture
+def whole(small_segments: None) -> Path:
+    """A workspace with two sealed logs of several segments, and a short one of facts."""
+    with rc.create_workspace("w", SCHEMA) as ws:
+        _fill(ws)
+        assert len(ws.similar("number 77")) and ws._hot().catalog.catch_up(ws.cut())
+    return ws.path
+
+
+def read(ws: rc.Workspace) -> dict[Row, tuple[Any, ...]]:
+    """Every row of the workspace: what it holds, and the id of the row that holds its next observation."""
+    view = ws.view()
+    slots = np.arange(len(view.rows))
+    ids = [tuple(i) for i in view.rows.ids(slots).tolist()]
+    got = view.rows.gather(slots, ("observation", "uid", "step", "episode_writer", "episode"))
+    notes = view.rows.heap_values(slots, "note")
+    after = view.episodes.next_observation(slots)
+    seen = view.rows.gather(after, ("observation",))["observation"]
+    raw = [view.rows.locate(int(s), raw=True) for s in slots]
+    uids = [int(block.records["/uid"][row]) for block, row in raw]
+    return {
+        ids[k]: (
+            got["observation"][k].tobytes(),
+            uids[k],
+            int(got["step"][k]),
+            (int(got["episode_writer"][k]), int(got["episode"][k])),
+            notes[k],
+            seen[k].tobytes() if after[k] >= 0 else None,
+        )
+        for k in range(len(ids))
+    }
+
+
+def facts(ws: rc.Workspace) -> dict[Row, Any]:
+    history = ws.view().facts.history
+    return {(f.writer, f.seq): f for found in history.values() for f in found}
+
+
+def named(extents: Any) -> set[Row]:
+    return {(e.writer, seq) for e in extents for seq in range(e.start, e.stop)}
+
+
+def assert_repaired(path: Path, rows: dict[Row, Any], told: dict[Row, Any], what: str) -> rc.Workspace | None:
+    """Repairs, and holds what is left against what was written."""
+    report = verify(path, repair=True)
+    lasting = [p for p in report.problems if p.level == "lost" or not p.where.endswith(".sqlite")]  # those are made again
+    assert all(p.level == "harmless" for p in lasting), (what, lasting)
+    assert report.repaired is not None and not report.repaired.failed, (what, report.repaired)
+    gone, untold = named(report.repaired.rows), named(report.repaired.facts)
+    undrawable = named(report.repaired.undrawable)
+    with rc.open_workspace(path) as ws:
+        now = read(ws)
+        assert now.keys() == rows.keys() - gone, (what, rows.keys() - gone - now.keys(), now.keys() - rows.keys())
+        for key, row in now.items():
+            assert row[:-1] == rows[key][:-1], (what, key)
+            if row[-1] != rows[key][-1]:
+                # It lost what came next, and says so; it never gets another.
+                assert row[-1] is None and (gone or key in undrawable), (what, key, row, rows[key])
+        assert facts(ws) == {key: f for key, f in told.items() if key not in untold}, what
+        for key in {EpisodeKey(*row[3]) for row in now.values()}:
+            ws.episode(key)
+        assert all(hit.id in {*now} for hit in ws.recent(40))
+        assert all(hit.id in {*now} for hit in ws.similar("note number 77"))
+        again = verify(path, repair=True)
+        assert again.ok and again.repaired is not None and not again.repaired.changed, (what, again)
+    return None
+
+
+def _files(path: Path) -> list[Path]:
+    kinds = ("*.seg", "*.tails", "sealed.json", "evicted.json", "holes*.json", "*.sqlite")
+    return sorted({f for kind in kinds for f in path.rglob(kind) if f.stat().st_size})
+
+
+def _damage(path: Path, chance: random.Random) -> str:
+    file = chance.choice(_files(path))
+    raw = bytearray(file.read_bytes())
+    kind = chance.choice(("flip", "zeros", "cut", "gone", "flip", "zeros"))
+    used = [k for k in range(0, len(raw), 64) if any(raw[k : k + 64])]
+    at = chance.choice(used) + chance.randrange(64) if used else 0
+    at = min(at, len(raw) - 1)
+    if kind == "flip":
+        raw[at] ^= 1 << chance.randrange(8)
+        file.write_bytes(raw)
+    elif kind == "zeros":
+        stop = min(len(raw), at + chance.choice((8, 100, 4096)))
+        raw[at:stop] = bytes(stop - at)
+        file.write_bytes(raw)
+    elif kind == "cut":
+        file.write_bytes(raw[:at])
+    else:
+        file.unlink()
+    return f"{kind} {file.relative_to(path)} at {at} of {len(raw)}"
+
+
+def _fuzz(whole: Path, seeds: range) -> None:
+    with rc.open_workspace(whole) as ws:
+        rows, told = read(ws), facts(ws)
+    for seed in seeds:
+        chance = random.Random(seed)
+        copy = whole.with_name(f"copy{seed}")
+        shutil.copytree(whole, copy)
+        what = ", ".join(_damage(copy, chance) for _ in range(chance.choice((1, 1, 1, 2, 5))))
+        assert_repaired(copy, rows, told, f"seed {seed}: {what}")
+        shutil.rmtree(copy)
+
+
+def test_any_damage_is_repaired(whole: Path) -> None:
+    _fuzz(whole, range(60))
+
+
+@pytest.mark.torture
+def test_any_damage_is_repaired_at_length(whole: Path) -> None:
+    _fuzz(whole, range(60, 3000))
+
+
+def test_a_whole_workspace_is_left_alone(whole: Path) -> None:
+    before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
+    report = verify(whole, repair=True)
+    assert report.ok and report.repaired is not None and not report.repaired.changed
+    after = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
+    assert {p.name for p in after.keys() - before.keys()} <= {"evict.lock"}
+    assert all(after[p] == raw for p, raw in before.items())
