@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ import pytest
 import recollect as rc
 from recollect.hot.write import growing
 from recollect.recall.verify import verify
+from recollect.records.rows import PackedRows
 from recollect.view import EpisodeKey
 
 SCHEMA = rc.Schema(
@@ -44,7 +43,7 @@ def _fill(ws: rc.Workspace) -> None:
     lanes = [writer.episode(id=f"e{k}", task="find the way") for k in range(3)]
     for uid in range(150):
         k = uid % 3
-        jump = {"next_observation": np.full(2, -uid, np.float32)} if uid % 7 == 0 else {}
+        jump: dict[str, Any] = {"next_observation": np.full(2, -uid, np.float32)} if uid % 7 == 0 else {}
         lanes[k].append(**_step(uid), **jump, terminated=uid >= 60 and uid % 20 == 19)
         if uid >= 60 and uid % 20 == 19:
             lanes[k].finish(status="success", reward=float(uid))
@@ -92,7 +91,8 @@ def read(ws: rc.Workspace) -> dict[Row, tuple[Any, ...]]:
     notes = view.rows.heap_values(slots, "note")
     after = view.episodes.next_observation(slots)
     seen = view.rows.gather(after, ("observation",))["observation"]
-    raw = [view.rows.locate(int(s), raw=True) for s in slots]
+    rows = cast(PackedRows, view.rows)
+    raw = [rows.locate(int(s), raw=True) for s in slots]
     uids = [int(block.records["/uid"][row]) for block, row in raw]
     return {
         ids[k]: (
@@ -119,7 +119,9 @@ def named(extents: Any) -> set[Row]:
 def assert_repaired(path: Path, rows: dict[Row, Any], told: dict[Row, Any], what: str) -> rc.Workspace | None:
     """Repairs, and holds what is left against what was written."""
     report = verify(path, repair=True)
-    lasting = [p for p in report.problems if p.level == "lost" or not p.where.endswith(".sqlite")]  # those are made again
+    lasting = [
+        p for p in report.problems if p.level == "lost" or not p.where.endswith(".sqlite")
+    ]  # those are made again
     assert all(p.level == "harmless" for p in lasting), (what, lasting)
     assert report.repaired is not None and not report.repaired.failed, (what, report.repaired)
     gone, untold = named(report.repaired.rows), named(report.repaired.facts)
