@@ -319,7 +319,8 @@ def test_beside_a_writer_a_live_view_and_a_promoter(small_segments: None, tmp_pa
             assert not read(ws).keys() & gone
         stop.set()
         thread.join()
-        assert child.wait() == 0 and not failed, failed
+        child.communicate()
+        assert child.returncode == 0 and not failed, failed
         ws.snapshot(tmp_path / "b")
         left = read(ws).keys()
         assert len(left | gone) == 3000 and not left & gone
