@@ -84,6 +84,7 @@ def _repaired(repair: Repair) -> dict[str, list[str]]:
     return {
         "rows given up": ids(repair.rows),
         "facts given up": ids(repair.facts),
+        "cut off, rows that nobody can name": [f"{i} and on" for i in repair.cut_off],
         "steps that cannot be drawn any more": ids(repair.undrawable),
         "files written anew": repair.notes,
         "not repaired": repair.failed,

@@ -124,6 +124,8 @@ def resolve(store: HotStore, cut: Cut, name: str | EpisodeKey | StepId) -> Episo
         log = store.logs.get(name.writer)
         if log is not None and 0 <= name.seq < log.first.row:
             raise NotFound(f"step {name} was evicted from workspace {store.name!r}", remedy=store.elsewhere())
+        if log is not None and (why := log.holes.reason(name.seq)) is not None:
+            raise NotFound(f"step {name} is gone from workspace {store.name!r}: {why}", remedy=store.elsewhere())
         raise NotFound(f"no step {name} in workspace {store.name!r}", remedy=store.elsewhere())
     key = store.catalog.newest(name, cut) or EpisodeKey.parse_default_id(name)
     if key is None:

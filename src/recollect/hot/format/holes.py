@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from recollect.errors import CorruptionError
 from recollect.hot.format.files import replace_file
 from recollect.hot.format.notes import pack, unpack
-from recollect.view.reach import Ranges, union, without
+from recollect.view.reach import Ranges, union, within, without
 from recollect.view.reach import pack as pack_ranges
 from recollect.view.reach import unpack as unpack_ranges
 
@@ -84,6 +84,10 @@ class Holes:
     def damaged_rows(self) -> Ranges:
         """Rows of which nobody knows what they held."""
         return union(r for hole in self.holes if hole.damaged for r in hole.rows)
+
+    def reason(self, row: int) -> str | None:
+        """Why a row is gone; None where it is not."""
+        return next((h.reason for h in self.holes if within(h.rows, row, row + 1)), None)
 
     def skip(self, number: int) -> int:
         """The first segment from `number` on that was not given up."""

@@ -29,7 +29,7 @@ from recollect.hot.format.tails import TailFile
 from recollect.hot.recovery.recover import WAIT_S, recover_log
 from recollect.hot.recovery.verify import Findings, LogCheck
 from recollect.records.layout import FINAL, HAS_NEXT, Layout
-from recollect.view import Extent
+from recollect.view import Extent, StepId
 from recollect.view.reach import Ranges, union, within, without
 
 ROUNDS = 4
@@ -43,6 +43,7 @@ class Repair:
     Attributes:
         rows: ids of rows that are gone from now on.
         facts: ids of facts likewise.
+        cut_off: id from which on a log lost whole segments and its seal, so that nobody can name the rows.
         undrawable: ids of steps whose waiting observation is gone; they can be read, not drawn.
         notes: files that were written anew, as seen from the workspace's folder.
         failed: logs that could not be repaired, and why.
@@ -50,6 +51,7 @@ class Repair:
 
     rows: list[Extent] = field(default_factory=list)
     facts: list[Extent] = field(default_factory=list)
+    cut_off: list[StepId] = field(default_factory=list)
     undrawable: list[Extent] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -57,7 +59,7 @@ class Repair:
     @property
     def changed(self) -> bool:
         """Whether there was anything to do."""
-        return bool(self.rows or self.facts or self.undrawable or self.notes)
+        return bool(self.rows or self.facts or self.cut_off or self.undrawable or self.notes)
 
 
 def repair_logs(path: Path, layouts: Layouts) -> Repair:
@@ -189,6 +191,8 @@ class _Log:
         rows = () if known.lost is None else (known.lost,)
         facts = ((known.facts, known.facts + known.lost_facts),) if known.lost_facts else ()
         self._give_up(rows, facts, beyond)
+        if known.lost_segments:
+            self.out.cut_off.append(StepId(self.writer, known.rows))
         told = replace(known, lost=None, lost_facts=0, lost_segments=0)
         if told != known:
             seal(self.folder, told)

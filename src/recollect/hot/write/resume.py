@@ -169,8 +169,11 @@ def _require_next(store: HotStore, key: EpisodeKey, cut: Cut, rows: list[_Row], 
         raise EpisodeError(f"the rows of episode {name!r} were evicted", remedy=another)
     if following < (reached := gone.reached.get(key, 0)):
         raise EpisodeError(
-            f"steps {following} to {reached - 1} of episode {name!r}, its newest, were evicted", remedy=another
+            f"steps {following} to {reached - 1} of episode {name!r}, its newest, were evicted or deleted",
+            remedy=another,
         )
+    if _may_have_more(store, key, rows):
+        raise EpisodeError(f"the newest steps of episode {name!r} may be among damaged rows", remedy=another)
     if steps and steps[-1].flags & (TERMINATED | TRUNCATED):
         raise EpisodeError(f"episode {name!r} has ended", remedy=another)
     reach = min(deepest_stack(store.layout.schema) - 1, following)
@@ -178,6 +181,24 @@ def _require_next(store: HotStore, key: EpisodeKey, cut: Cut, rows: list[_Row], 
         raise EpisodeError(
             f"the frames that the next step of episode {name!r} reaches back to were evicted", remedy=another
         )
+
+
+def _may_have_more(store: HotStore, key: EpisodeKey, rows: list[_Row]) -> bool:
+    """Whether rows or facts of a log that could grow the episode are damaged, behind those of its rows that are left."""
+    last: dict[int, int] = {}
+    for row in rows:
+        last[row.id.writer] = max(row.id.seq, last.get(row.id.writer, -1))
+    for log in list(store.logs.values()):
+        holes = log.holes
+        if log.gone or not holes.holes:
+            continue
+        if not log.sealed and any(hole.damaged and hole.facts for hole in holes.holes):
+            return True  # it may hold the episode open, and nobody knows
+        own = log.writer == key.writer or log.writer in last or key in log.resumed
+        lost = holes.damaged_rows
+        if own and lost and lost[-1][1] > max(last.get(log.writer, -1), log.first.row):
+            return True
+    return False
 
 
 def _rows(records: NDArray[np.void]) -> list[_Row]:
