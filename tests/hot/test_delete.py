@@ -57,7 +57,7 @@ def test_rows_are_gone_from_every_read(filled: Path) -> None:
                 # The observation of a deleted step is gone wherever it could be read.
                 assert row[-1] not in {np.full(2, uid, np.float32).tobytes() for uid in uids}
             assert not {hit["uid"] for hit in seen.recent(1000)} & uids
-            assert all("number 78" != hit["note"][-9:] for hit in seen.similar("number 78"))
+            assert all(hit["note"][-9:] != "number 78" for hit in seen.similar("number 78"))
             assert len(facts(seen)) == len(told) - done.facts
             assert seen.stats().rows == len(now)
             for row in now.values():
@@ -86,7 +86,7 @@ def test_by_episode_and_by_id(filled: Path) -> None:
             ws.delete(episodes=["nobody"], reason="x")
         for wrong in ({}, {"ids": [], "where": "uid = 1"}, {"ids": "1:2"}, {"ids": ["what"]}):
             with pytest.raises(ArgumentError):
-                ws.delete(**wrong, reason="x")  # type: ignore[arg-type]
+                ws.delete(**wrong, reason="x")
         with pytest.raises(ArgumentError):
             ws.delete(ids=[], reason=" ")
         notes = [p.read_text() for p in ws.path.rglob("holes.json")]

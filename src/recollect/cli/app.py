@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import recollect
-from recollect.cli import buffer, cache, demo, doctor, promote, recall, tail, upkeep, verify, workspace
+from recollect.cli import buffer, cache, delete, demo, doctor, promote, recall, tail, upkeep, verify, workspace
 from recollect.cli.guard import Guarded, report
 from recollect.cli.options import Json
 from recollect.cli.output import Output
@@ -31,6 +31,7 @@ app.add_typer(workspace.app, name="workspace")
 app.add_typer(cache.app, name="cache")
 app.command("snapshot")(promote.snapshot)
 app.command("log")(buffer.log)
+app.command("delete")(delete.delete)
 app.command("compact")(upkeep.compact)
 app.command("cleanup")(upkeep.cleanup)
 app.command("tail")(tail.tail)

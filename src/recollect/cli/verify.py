@@ -13,10 +13,10 @@ from recollect.cli.options import Json, StorageOptions, location, storage_option
 from recollect.cli.output import Output, console, count, plain
 from recollect.cli.upkeep import is_buffer, verify_buffer
 from recollect.errors import CorruptionError
-from recollect.view import Extent
 
 if TYPE_CHECKING:
     from recollect.hot.recovery.repair import Repair
+    from recollect.view import Extent
 
 SHOWN_RANGES = 4
 
