@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import pytest
 
 import recollect as rc
 from recollect.errors import ArgumentError, EpisodeError, NotFound, WriterError
+from recollect.hot.read import log as log_module
 from recollect.hot.retention.delete import delete_rows
 from recollect.hot.write import growing
 from recollect.view import Extent, StepId
-from tests.hot.test_repair import SCHEMA, _fill, _step, facts, read
+from tests.hot.test_repair import FIELDS, SCHEMA, _fill, _step, dying, facts, read
 from tests.support import python
 
 SECRET = "the secret of the seventh seal"
@@ -329,3 +331,104 @@ def test_beside_a_writer_a_live_view_and_a_promoter(small_segments: None, tmp_pa
             ids = [tuple(i) for i in view.rows.ids(np.arange(len(view.rows))).tolist()]
             assert len(ids) == len(set(ids)) and set(ids) >= left and set(ids) <= left | gone
         assert ws.verify().ok
+
+
+@pytest.mark.parametrize("point", [*range(0, 30, 3), pytest.param(-1, marks=pytest.mark.torture)])
+def test_a_deletion_killed_at_any_call_is_done_by_the_next(
+    small_segments: None, point: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needles = (SECRET.encode(), b"seventh", np.float32(MARK).tobytes())
+    where = "uid >= 40 and uid < 80 or uid = 205"
+    with rc.create_workspace("w", SCHEMA) as ws:
+        _secrets(ws)
+    with rc.open_workspace(ws.path) as ws:
+        rows = read(ws)
+    finished = False
+    for calls in range(100) if point < 0 else [point]:
+        copy = ws.path.with_name(f"copy{calls}")
+        shutil.copytree(ws.path, copy)
+        with rc.open_workspace(copy) as mine, rc.open_workspace(copy) as other:
+            read(other)
+            with monkeypatch.context() as patch:
+                dying(patch, calls)
+                try:
+                    mine.delete(where=where, reason="private", purge=True)
+                    finished = True
+                except KeyboardInterrupt:
+                    pass
+            for seen in (mine, other):
+                now = read(seen)
+                assert all(row[:-1] == rows[key][:-1] and row[-1] in (rows[key][-1], None) for key, row in now.items())
+            mine.delete(where=where, reason="private", purge=True)
+            assert not _grep(copy, *needles)
+            left = read(mine)
+            assert read(other) == left and {row[1] for row in left.values()} & {*range(40, 80), 205} == set()
+            assert {row[1] for row in left.values()} >= {*range(40), *range(200, 205), 206, 207, 300}
+            report = mine.verify()
+            assert report.ok, report.problems
+        shutil.rmtree(copy)
+    assert finished or 0 <= point < 30
+
+
+def test_rows_of_an_older_schema_are_deleted(small_segments: None) -> None:
+    with rc.create_workspace("w", SCHEMA) as ws:
+        with ws.writer(durability="process") as writer:
+            episode = writer.episode(id="a")
+            ids = [episode.append(**_step(uid)) for uid in range(100)]
+        live, cut = ws.live(), ws.cut()
+        live.refresh()
+        fields = {**FIELDS, "extra": rc.Tensor("int32", optional=True)}
+        ws.evolve(rc.Schema(fields, episode={"task": rc.Text()}))
+        ws.delete(ids=ids[20:40], reason="x")
+        assert read(ws).keys() == {tuple(i) for i in ids[:20] + ids[40:]}
+        old = ws.view(cut)  # a cut that names them: their slots are blank
+        assert len(old.rows) == 100 and (old.episodes.group == -1).sum() == 20
+        view = live.refresh()
+        drawable = {tuple(i) for i in view.rows.ids(view.anchors.select(np.arange(len(view)))).tolist()}
+        assert drawable == {tuple(i) for i in ids[:19] + ids[40:99]} and "extra" in view.schema.by_path
+        with ws.writer(durability="process") as writer, writer.episode() as episode:
+            episode.append(**_step(500), extra=7)
+        ws.delete(where="extra = 7", reason="x")
+        assert 500 not in {row[1] for row in read(ws).values()}
+
+
+def test_frames_are_not_stacked_over_a_hole(small_segments: None) -> None:
+    schema = rc.Schema({"observation": rc.Frames((2, 2), stack=3), "uid": rc.Tensor("int64")})
+    with rc.create_workspace("w", schema) as ws:
+        with ws.writer(durability="process") as writer, writer.episode() as episode:
+            ids = [
+                episode.append(observation=np.full((2, 2), uid, np.uint8), uid=uid, terminated=uid == 19)
+                for uid in range(20)
+            ]
+        live = ws.live()
+        live.refresh()
+        ws.delete(ids=ids[8:10], reason="x")
+        for view in (ws.view(), live.refresh()):
+            slots = view.anchors.select(np.arange(len(view)))
+            # 7 has no next observation, and the stacks of 10 and 11 reach into the hole.
+            assert sorted(view.rows.gather(slots, ("uid",))["uid"].tolist()) == [*range(7), *range(12, 20)]
+            with rc.Loader(view, rc.Uniform(), batch_size=8, seed=0) as loader:
+                for _ in range(5):
+                    batch = next(loader)
+                    newest, oldest = batch["observation"][:, -1, 0, 0], batch["observation"][:, 0, 0, 0]
+                    follows = batch["next_observation"][:, -1, 0, 0]
+                    assert all((newest >= 2) <= (newest - oldest == 2))
+                    assert all((follows - newest == 1) | (newest == 19))
+        assert [hit["uid"] for hit in ws.recent(5)] == [19, 18, 17, 16, 15]
+
+
+def test_a_workspace_without_holes_is_read_as_ever(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No note is looked for but once a log: a look at what is new asks nothing more than before."""
+    with rc.open_workspace(filled) as ws:
+        ws.view()
+        asked: list[Path] = []
+        real = log_module.read_holes
+
+        def counted(folder: Path) -> Any:
+            asked.append(folder)
+            return real(folder)
+
+        monkeypatch.setattr(log_module, "read_holes", counted)
+        for _ in range(10):
+            ws.view()
+        assert not asked

@@ -20,15 +20,13 @@ from recollect.recall.verify import verify
 from recollect.records.rows import PackedRows
 from recollect.view import EpisodeKey
 
-SCHEMA = rc.Schema(
-    {
-        "observation": rc.Tensor("float32", (2,)),
-        "picture": rc.Frames((3,), optional=True),
-        "note": rc.Text(optional=True),
-        "uid": rc.Tensor("int64"),
-    },
-    episode={"task": rc.Text()},
-)
+FIELDS: dict[str, Any] = {
+    "observation": rc.Tensor("float32", (2,)),
+    "picture": rc.Frames((3,), optional=True),
+    "note": rc.Text(optional=True),
+    "uid": rc.Tensor("int64"),
+}
+SCHEMA = rc.Schema(FIELDS, episode={"task": rc.Text()})
 Row = tuple[int, int]
 
 
@@ -208,7 +206,7 @@ def test_a_whole_workspace_is_left_alone(whole: Path) -> None:
     assert all(after[p] == raw for p, raw in before.items())
 
 
-def _dying(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+def dying(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
     """So many of the calls by which files change are carried out; the next one is interrupted."""
     left = [calls]
 
@@ -251,7 +249,7 @@ def test_a_repair_killed_at_any_call_goes_on(whole: Path, point: int, monkeypatc
         copy = whole.with_name(f"copy{calls}")
         shutil.copytree(whole, copy)
         with monkeypatch.context() as patch:
-            _dying(patch, calls)
+            dying(patch, calls)
             try:
                 verify(copy, repair=True)
                 finished = True

@@ -31,8 +31,8 @@ def verify(
         bool,
         typer.Option(
             "--repair",
-            help="Of a workspace, give up what is damaged, so that the rest can be read; of a local buffer, go back from "
-            "a newest version that a power cut tore.",
+            help="Of a workspace, give up what is damaged, so that the rest can be read; of a local buffer, go back "
+            "from a newest version that a power cut tore.",
         ),
     ] = False,
     storage_option: StorageOptions = None,

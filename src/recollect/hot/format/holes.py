@@ -120,7 +120,17 @@ class Holes:
         if not (rows or facts or more) and steps == self.unfollowed:
             return self
         added = (replace(hole, rows=rows, facts=facts),) if rows or facts else ()
-        return Holes((*self.holes, *added), tuple(sorted([*self.segments, *more])), steps)
+        before = self.holes
+        if before and added and _same(before[-1], hole):
+            old = before[-1]
+            added = (replace(old, rows=union([*old.rows, *rows]), facts=union([*old.facts, *facts])),)
+            before = before[:-1]
+        return Holes((*before, *added), tuple(sorted([*self.segments, *more])), steps)
+
+
+def _same(one: Hole, other: Hole) -> bool:
+    """Whether they are of one deletion."""
+    return (one.reason, one.time_ns, one.damaged) == (other.reason, other.time_ns, other.damaged)
 
 
 NONE = Holes()

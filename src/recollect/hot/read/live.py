@@ -292,8 +292,8 @@ class LiveSource:
         self._take([Extent(e.writer, *part) for e in taken[::-1] for part in logs[e.writer].kept(e.start, e.stop)])
 
     def _renew(self, work: list[Extent]) -> list[Extent]:
-        """Puts blank rows where rows that were taken in are gone since, each at its slot, and leaves those out that were
-        to be taken in."""
+        """Puts blank rows where rows that were taken in are gone since, each at its slot, and leaves those out that
+        were to be taken in."""
         self._lost = self._store.lost
         logs = self._store.logs
         holes = {writer: log.holes for writer, log in list(logs.items()) if log.holes.holes}

@@ -1,8 +1,8 @@
 """`verify --repair`: what cannot be read is given up, by id, so that everything else can be read again.
 
-What is damaged becomes a hole of its log (`holes`): rows and facts that fail their checksum, segments that are missing or
-unreadable. No byte of a record is changed. Each note is replaced as a whole, so a repair that is killed leaves a state
-that the next one goes on from; a repair of a workspace that is whole changes nothing (design/0018).
+What is damaged becomes a hole of its log (`holes`): rows and facts that fail their checksum, segments that are missing
+or unreadable. No byte of a record is changed. Each note is replaced as a whole, so a repair that is killed leaves a
+state that the next one goes on from; a repair of a workspace that is whole changes nothing (design/0018).
 """
 
 from __future__ import annotations
@@ -267,8 +267,8 @@ class _Log:
     def _doubtful(self, segments: list[Segment], ends: list[tuple[int, int]], found: Ranges) -> None:
         """Gives up the steps that may follow a damaged row as if it was not there.
 
-        Where an environment jumped, a row of its own keeps what was seen before the jump, right before the next step, or
-        right behind the resumption of its episode. Without it that step's observation would pass for what was seen.
+        Where an environment jumped, a row of its own keeps what was seen before the jump, right before the next step,
+        or right behind the resumption of its episode. Without it that step's observation would pass for what was seen.
         """
         doubtful = [b for _, b in found]
         for segment, (row, _) in zip(segments, ends, strict=True):

@@ -1,6 +1,6 @@
 """Deletion of rows from a workspace: gone from every read at the next look, and with `purge` from its files.
 
-What is deleted becomes a hole of its log (`format/holes.py`), with the reason and the time. Nothing moves: ids, counters
+What is deleted becomes a hole of its log (`holes`), with the reason and the time. Nothing moves: ids, counters
 and cuts mean what they meant. Order of work, killed anywhere: how far episodes had got → the note of each log → a new
 generation of `evicted.json`, at which readers look → indexes are removed → `purge`. A deletion that was killed may be
 half done; the same again does the rest (design/0018).
@@ -109,7 +109,7 @@ def delete_rows(
         if purge:
             _refuse_live(store, notes)
         if not dry_run:
-            chosen.carry_out(notes)
+            chosen.carry_out(notes, reason)
             if purge:
                 _purge(store)
         return out
@@ -158,7 +158,7 @@ class _Chosen:
     """
 
     def __init__(self, store: HotStore, view: View, extents: Iterable[Extent], episodes: frozenset[EpisodeKey]) -> None:
-        self._store = store
+        self._store, self._now = store, time.time_ns()
         n = len(view.rows)
         every = np.arange(n)
         after = view.episodes.next_observation(every)
@@ -217,23 +217,32 @@ class _Chosen:
 
     def notes(self, reason: str) -> dict[int, Holes]:
         """Writer → what is gone of its log afterwards, where that changes."""
-        now, out = time.time_ns(), {}
+        out = {}
         for writer in self._rows.keys() | self._facts.keys() | self._unfollowed.keys():
             before = self._store.logs[writer].holes
-            hole = Hole(reason, now, False, self._rows.get(writer, ()), self._facts.get(writer, ()))
-            after = before.with_more(hole, unfollowed=self._unfollowed.get(writer, ()))
+            after = self._with(before, writer, reason, self._rows.get(writer, ()))
             if after is not before:
                 out[writer] = after
         return out
 
-    def carry_out(self, notes: dict[int, Holes]) -> None:
-        """Takes note of what goes, log by log, and tells readers."""
+    def _with(self, before: Holes, writer: int, reason: str, rows: Ranges = ()) -> Holes:
+        hole = Hole(reason, self._now, False, rows, self._facts.get(writer, ()))
+        return before.with_more(hole, unfollowed=self._unfollowed.get(writer, ()))
+
+    def carry_out(self, notes: dict[int, Holes], reason: str) -> None:
+        """Takes note of what goes, log by log, and tells readers. Rows come last: what goes along with them is found
+        by them, should this be killed."""
         store = self._store
         if not notes:
             return
         reached = {key: max(steps, store.evicted.reached.get(key, 0)) for key, steps in self._reached.items()}
         if reached:
             write_evicted(store.folder, replace(store.evicted, reached={**store.evicted.reached, **reached}))
+        for writer in sorted(notes):
+            log = store.logs[writer]
+            early = self._with(log.holes, writer, reason)
+            if early is not log.holes:
+                write_holes(log.folder, early)
         for writer, holes in sorted(notes.items()):
             write_holes(store.logs[writer].folder, holes)
         tell(store.folder)

@@ -184,7 +184,7 @@ def _require_next(store: HotStore, key: EpisodeKey, cut: Cut, rows: list[_Row], 
 
 
 def _may_have_more(store: HotStore, key: EpisodeKey, rows: list[_Row]) -> bool:
-    """Whether rows or facts of a log that could grow the episode are damaged, behind those of its rows that are left."""
+    """Whether rows or facts of a log that could grow the episode are damaged, behind its rows there."""
     last: dict[int, int] = {}
     for row in rows:
         last[row.id.writer] = max(row.id.seq, last.get(row.id.writer, -1))
