@@ -432,3 +432,18 @@ def test_a_workspace_without_holes_is_read_as_ever(filled: Path, monkeypatch: py
         for _ in range(10):
             ws.view()
         assert not asked
+
+
+def test_an_index_is_not_filled_with_what_was_purged_meanwhile(filled: Path) -> None:
+    """A reader is amid bringing an index up to date with rows that it looked for before they were purged."""
+    with rc.open_workspace(filled) as ws, rc.open_workspace(filled) as slow:
+        store = slow._hot()
+        text = slow._text_index()
+        with store.pinned():
+            cut = store.cut()
+            ws.delete(where="uid = 78", reason="x", purge=True)
+            assert text.file.write(lambda connection: text._add(connection, cut)) is None
+            assert not store.catalog.catch_up(cut)
+        assert not _grep(ws.path, b"number 78")
+        assert slow.similar("number 79") and not _grep(ws.path, b"number 78")
+        assert text.catch_up(store.cut()) and ws.verify().ok

@@ -125,7 +125,7 @@ class TextIndex:
                 return True
             if state != before:
                 before, deadline = state, time.monotonic() + PATIENCE_S
-            if self.file.write(lambda connection: self.add(connection, cut)) is None:
+            if self.file.write(lambda connection: self._add(connection, cut)) is None:
                 if self.file.is_paused or time.monotonic() > deadline:
                     return False
                 time.sleep(0.005)
@@ -154,6 +154,12 @@ class TextIndex:
             )
             return max(0, stop - start) + max(0, fact_stop - had_facts)
         return 0
+
+    def _add(self, connection: sqlite3.Connection, cut: Cut) -> int:
+        """Likewise, to the file."""
+        added = self.add(connection, cut)
+        self._store.require_current()
+        return added
 
     def compare(self, cut: Cut) -> Difference | None:
         """How the index differs from the logs, None where it does not."""

@@ -229,6 +229,7 @@ class Catalog:
             )
             if not left_rows or not left_facts:
                 break
+        self._store.require_current()
         return BATCH_ROWS - left_rows + BATCH_FACTS - left_facts
 
     def _check(self, state: State) -> None:

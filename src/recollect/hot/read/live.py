@@ -20,10 +20,10 @@ from recollect.hot.read.log import WriterLog
 from recollect.hot.read.step_facts import StepFacts
 from recollect.hot.read.store import HotStore
 from recollect.records.block import Block
-from recollect.records.gone import renewed
 from recollect.records.grow import Growing
 from recollect.records.grown import GrownView
 from recollect.records.layout import Layout
+from recollect.records.renewed import renewed
 from recollect.view import Bool, Cut, Extent, Ids, StepId, View, hull, merged
 from recollect.view.reach import Ranges, within, without
 

@@ -52,6 +52,10 @@ _BAD = (sqlite3.Error, Damaged, ValueError, TypeError, OverflowError)
 """What reading a bad file ends in: SQLite's own errors, or values of another kind than were written."""
 
 
+class Later(Exception):
+    """What was to be written is not of now: rows went meanwhile. Nothing is, and whoever asks next tries again."""
+
+
 class Stale(Damaged):
     """An index that may be whole, but was not made by this release on this boot for this file."""
 
@@ -101,6 +105,8 @@ class Sidecar:
                 return None if connection is None else _within(connection, "BEGIN IMMEDIATE", change)
             except RecollectError:
                 raise
+            except Later:
+                return None
             except _BAD as error:
                 self._after(error, "write")
                 return None

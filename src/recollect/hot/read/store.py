@@ -22,6 +22,7 @@ from recollect.hot.format.targets import read_home
 from recollect.hot.read import catalog
 from recollect.hot.read.catalog import Catalog
 from recollect.hot.read.log import WriterLog
+from recollect.hot.read.sidecar import Later
 from recollect.records.block import Block, join_rows
 from recollect.records.build import Changed, build_view, unchanged
 from recollect.records.layout import Layout
@@ -261,6 +262,15 @@ class HotStore:
             log.unlinked.clear()
         self._unlinked = [ref for ref in self._unlinked if ref() is not None]
         self._release()
+
+    def require_current(self) -> None:
+        """Raises Later where rows or facts went since the last look: what was read then may hold what was purged."""
+        try:
+            now = signature(self._note)
+        except OSError:
+            now = None
+        if now != self._seen:
+            raise Later
 
     def _release(self) -> None:
         tick = min(self._pins.values(), default=self._tick)
