@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
+import signal
 from pathlib import Path
 from typing import Any, cast
 
@@ -330,3 +332,54 @@ def test_both_notes_are_needed_to_lose_what_was_deleted(whole: Path) -> None:
         damaged.write_bytes(b"")
     report = verify(whole, repair=True)
     assert not report.ok and report.repaired is not None and report.repaired.failed
+
+
+def _flip(file: Path, row: int) -> None:
+    segment = Segment.open_(file, Layouts({1: SCHEMA}.get))
+    raw = bytearray(file.read_bytes())
+    raw[segment.records_at + row * segment.layout.itemsize + 60] ^= 1
+    file.write_bytes(raw)
+
+
+def test_what_was_seen_before_a_jump_is_not_made_up(small_segments: None) -> None:
+    with rc.create_workspace("w", SCHEMA) as ws, ws.writer(durability="process") as writer:
+        episode = writer.episode(id="a")
+        ids = [episode.append(**_step(0), next_observation=np.full(2, -1, np.float32))]
+        ids += [episode.append(**_step(uid)) for uid in range(1, 5)]
+        assert ids[1].seq == 2  # row 1 holds what was seen after step 0
+    _flip(next(ws.path.rglob("00000000.seg")), 1)
+    report = verify(ws.path, repair=True)
+    assert report.ok and report.repaired is not None
+    assert named(report.repaired.rows) == {(ids[0].writer, 1), (ids[0].writer, 2)}
+    with rc.open_workspace("w") as ws:
+        now = read(ws)
+        assert now.keys() == {tuple(i) for i in [ids[0], *ids[2:]]}
+        assert now[tuple(ids[0])][-1] == np.full(2, -1, np.float32).tobytes()  # it is still in its tail
+        assert now[tuple(ids[2])][-1] == np.full(2, 3, np.float32).tobytes()
+
+
+def test_what_was_seen_before_a_resumption_is_not_made_up(small_segments: None) -> None:
+    with rc.create_workspace("w", SCHEMA) as ws, ws.writer(durability="process") as writer:
+        pid = os.fork()
+        if not pid:
+            with contextlib.suppress(BaseException):
+                mine = rc.open_workspace("w").writer(durability="process")
+                mine.episode(id="a").append(**_step(0), next_observation=np.full(2, -1, np.float32))
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+        with rc.open_workspace("w"):
+            pass  # seals the log of the dead
+        (first,) = (hit.id for hit in ws.recent(5))
+        other = writer.episode(id="b")
+        other.append(**_step(10))
+        episode = writer.resume_episode("a")
+        other.append(**_step(11))
+        ids = [episode.append(**_step(uid)) for uid in range(1, 3)]
+        assert ids[0].seq == 3  # row 1 of the new log holds what was seen after step 0
+    files = [f for f in ws.path.rglob("00000000.seg") if f.parent.name == f"{ids[0].writer:016x}"]
+    _flip(files[0], 1)
+    report = verify(ws.path, repair=True)
+    assert report.repaired is not None and named(report.repaired.rows) == {(ids[0].writer, 1), tuple(ids[0])}
+    with rc.open_workspace("w") as ws:
+        now = read(ws)
+        assert now[tuple(first)][-1] in (None, np.full(2, -1, np.float32).tobytes()) and tuple(ids[0]) not in now
