@@ -113,6 +113,7 @@ class Workspace:
                 try:
                     layouts = home.layouts(self.path)
                 except NotFound:
+                    home.require(self.path, self.id)
                     raise SchemaError(
                         f"workspace {self.name!r} has no schema yet",
                         remedy="Pass schema= to create_workspace() or to the first writer()",
@@ -215,6 +216,8 @@ class Workspace:
         Raises:
             NotFound: no such episode or step.
             FieldError: a fact that the schema lacks or that does not fit.
+            StoreError: the disk refused to flush facts noted earlier. This one was not noted; the next call begins
+                a log of its own.
         """
         store = self._hot()
         if not facts:
@@ -230,8 +233,8 @@ class Workspace:
             values = check_step_facts(store.layout.schema, facts, self._mask)
         with self._lock:
             if self._annotator is not None and not self._annotator.usable:
-                self._annotator.close()
-                self._annotator = None
+                unusable, self._annotator = self._annotator, None
+                unusable.close()
             if self._annotator is None:
                 with home.held(self.path, self.id):
                     self._annotator = Writer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from recollect.errors import CorruptionError
+from recollect.errors import CorruptionError, RecollectError
 from recollect.hot import home
 from recollect.hot.format.layouts import Layouts
 from recollect.hot.read import catalog
@@ -62,12 +62,13 @@ def verify(path: Path, progress: Progress | None = None, *, repair: bool = False
         repair: first gives up what is damaged, so that everything else can be read.
 
     Raises:
-        NotFound: no workspace there.
+        NotFound: no workspace there, or it was deleted meanwhile.
         ConflictError, StoreError: what `repair` needs cannot be had or written.
     """
     problems: list[Problem] = []
+    id: str | None = None
     try:
-        home.describe(path)
+        id = home.describe(path).id
     except CorruptionError as e:
         problems.append(Problem("lost", "workspace.json", e.message, e.remedy or ""))
     layouts: Layouts | None = None
@@ -77,13 +78,20 @@ def verify(path: Path, progress: Progress | None = None, *, repair: bool = False
         remedy = "Copy the schema.json of a workspace with the same schema, or restore a backup"
         problems.append(Problem("lost", "schema.json", e.message, remedy))
     repaired = None
-    if repair and layouts is not None:
-        repaired = repair_logs(path, layouts)
-        if repaired.changed:
-            for name in (catalog.NAME, text.NAME):
-                drop_index(path / name)
-    found = verify_logs(path, layouts, progress)
-    indexes = () if layouts is None else _indexes(path, layouts, found)
+    try:
+        if repair and layouts is not None:
+            repaired = repair_logs(path, layouts)
+            if repaired.changed:
+                for name in (catalog.NAME, text.NAME):
+                    drop_index(path / name)
+        found = verify_logs(path, layouts, progress)
+        indexes = () if layouts is None else _indexes(path, layouts, found)
+    except (FileNotFoundError, RecollectError):
+        if id is not None:
+            home.require(path, id)
+        raise
+    if id is not None:
+        home.require(path, id)
     return Report(
         path.name,
         path,

@@ -112,16 +112,13 @@ class WriterLog:
                 if not self._open_next():
                     if not self.folder.is_dir():
                         return  # evicted whole; `notice` will say so
-                    raise CorruptionError(
-                        f"segment {self._next} of writer {self.writer} is missing in {str(self.folder)!r}",
-                        remedy="Restore the workspace from a backup or a buffer",
-                    )
+                    raise self._missing()
             if not seal.resumed:
                 self._turns.scanned = max(self._turns.scanned, seal.facts)
             self.rows, self.facts, self._seal = seal.rows, seal.facts, seal
             return
-        if not self.segments:
-            self._open_next()
+        if not self.segments and not self._open_next() and self._has_files():
+            raise self._missing()
         while self.segments:
             last, word = self.segments[-1], self.segments[-1].word
             shape = last.header.shape
@@ -129,6 +126,16 @@ class WriterLog:
             self.facts = last.header.first_fact + min(word >> 32, shape.facts)
             if not (last.rolled and self._open_next()):
                 break
+
+    def _has_files(self) -> bool:
+        """Whether there are segment files that were not given up."""
+        return any(not self.holes.is_lost(path) for path in self.folder.glob("*.seg"))
+
+    def _missing(self) -> CorruptionError:
+        return CorruptionError(
+            f"segment {self._next} of writer {self.writer} is missing in {str(self.folder)!r}",
+            remedy="Give it up: recollect verify NAME --repair; or restore the workspace from a backup or a buffer",
+        )
 
     @property
     def resumed(self) -> dict[EpisodeKey, list[Resumption]]:
