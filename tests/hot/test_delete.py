@@ -12,7 +12,7 @@ import pytest
 
 import recollect as rc
 from recollect.errors import ArgumentError, EpisodeError, NotFound, WriterError
-from recollect.hot.read import log as log_module
+from recollect.hot.format.holes import read_holes
 from recollect.hot.retention.delete import delete_rows
 from recollect.hot.write import growing
 from recollect.view import Extent, StepId
@@ -422,13 +422,12 @@ def test_a_workspace_without_holes_is_read_as_ever(filled: Path, monkeypatch: py
     with rc.open_workspace(filled) as ws:
         ws.view()
         asked: list[Path] = []
-        real = log_module.read_holes
 
         def counted(folder: Path) -> Any:
             asked.append(folder)
-            return real(folder)
+            return read_holes(folder)
 
-        monkeypatch.setattr(log_module, "read_holes", counted)
+        monkeypatch.setattr("recollect.hot.read.log.read_holes", counted)
         for _ in range(10):
             ws.view()
         assert not asked

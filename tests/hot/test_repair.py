@@ -354,8 +354,8 @@ def test_what_was_seen_before_a_jump_is_not_made_up(small_segments: None) -> Non
     with rc.open_workspace("w") as ws:
         now = read(ws)
         assert now.keys() == {tuple(i) for i in [ids[0], *ids[2:]]}
-        assert now[tuple(ids[0])][-1] == np.full(2, -1, np.float32).tobytes()  # it is still in its tail
-        assert now[tuple(ids[2])][-1] == np.full(2, 3, np.float32).tobytes()
+        assert now[ids[0]][-1] == np.full(2, -1, np.float32).tobytes()  # it is still in its tail
+        assert now[ids[2]][-1] == np.full(2, 3, np.float32).tobytes()
 
 
 def test_what_was_seen_before_a_resumption_is_not_made_up(small_segments: None) -> None:
@@ -382,4 +382,4 @@ def test_what_was_seen_before_a_resumption_is_not_made_up(small_segments: None) 
     assert report.repaired is not None and named(report.repaired.rows) == {(ids[0].writer, 1), tuple(ids[0])}
     with rc.open_workspace("w") as ws:
         now = read(ws)
-        assert now[tuple(first)][-1] in (None, np.full(2, -1, np.float32).tobytes()) and tuple(ids[0]) not in now
+        assert now[first][-1] in (None, np.full(2, -1, np.float32).tobytes()) and tuple(ids[0]) not in now
