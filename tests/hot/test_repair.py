@@ -383,3 +383,25 @@ def test_what_was_seen_before_a_resumption_is_not_made_up(small_segments: None) 
     with rc.open_workspace("w") as ws:
         now = read(ws)
         assert now[first][-1] in (None, np.full(2, -1, np.float32).tobytes()) and tuple(ids[0]) not in now
+
+
+@pytest.mark.parametrize("how", ["damaged", "gone"])
+def test_the_beginning_of_an_evicted_log_is_found_again(whole: Path, how: str) -> None:
+    with rc.open_workspace(whole) as ws:
+        ws.set_keep(rc.Keep(rows=150, unpromoted="drop"))
+        ws.evict()
+        ws.set_keep(rc.Keep())
+        left = read(ws)
+        assert len(left) < 250
+    note = next(whole.rglob("first.json"))
+    if how == "damaged":
+        note.write_bytes(b"{}")
+        with pytest.raises(CorruptionError):
+            rc.open_workspace(whole).view()
+    else:
+        note.unlink()
+    report = verify(whole, repair=True)
+    assert report.ok and report.repaired is not None and not report.repaired.failed, report
+    with rc.open_workspace(whole) as ws:
+        assert read(ws) == left
+        assert not verify(whole, repair=True).repaired.changed  # type: ignore[union-attr]

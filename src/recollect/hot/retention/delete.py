@@ -119,7 +119,8 @@ def _refuse_live(store: HotStore, notes: dict[int, Holes]) -> None:
     """Raises WriterError where bytes that are to be overwritten lie in the log of a live writer, who has it mapped."""
     for log in list(store.logs.values()):
         holes = notes.get(log.writer, log.holes)
-        if not log.gone and holes.holes and not log.sealed and is_locked(log.folder / "lock"):
+        concerned = not log.gone and (holes.holes or holes.unfollowed)
+        if concerned and not log.sealed and is_locked(log.folder / "lock"):
             raise WriterError(
                 f"writer {log.writer} ({log.agent!r}) is live and has rows or facts that are to be purged",
                 remedy="Close it first, or delete without purge now, which hides them at once, and purge later",
