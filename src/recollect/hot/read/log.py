@@ -55,6 +55,7 @@ class WriterLog:
         self.holes = self._closed = gone.NONE
         """What is gone, and what of it reads as blank rows here: a cut that somebody works on keeps its rows."""
         self._closing: int | None = None
+        self._kept: tuple[tuple[Holes, int, int] | None, Ranges] = (None, ())
         self.gone = False
         self._seal: Seal | None = None
         self._turns = Turns()
@@ -241,7 +242,12 @@ class WriterLog:
         """The rows from `start` to `stop` that are not gone."""
         if not self.holes.rows:
             return ((start, stop),) if start < stop else ()
-        return without(((start, stop),), self.holes.rows)
+        asked = (self.holes, start, stop)
+        known, kept = self._kept
+        if known != asked:  # otherwise there is nothing new, and there may be many holes
+            kept = without(((start, stop),), within(self.holes.rows, start, stop))
+            self._kept = (asked, kept)
+        return kept
 
     def _see(self, holes: Holes, tick: int | None = None) -> None:
         """Takes note of what is gone. With a `tick` its rows stay readable here until `release(tick)`."""
@@ -280,8 +286,9 @@ class WriterLog:
 
     def _blank(self, start: int, stop: int) -> Iterator[tuple[Block, int, int]]:
         """Rows that are gone, from `start` to `stop`."""
-        before = without(((self.first.row, start),), self._closed.rows)
-        at = before[-1][1] - 1 if before else -1
+        lost = self._closed.rows
+        begin = lost[bisect.bisect_right(lost, start, key=lambda r: r[1])][0]
+        at = begin - 1
         times = [
             s.records["time"][at - s.header.first_row] for s, end, _ in self._spans() if s.header.first_row <= at < end
         ]
