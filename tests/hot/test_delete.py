@@ -446,3 +446,32 @@ def test_an_index_is_not_filled_with_what_was_purged_meanwhile(filled: Path) -> 
         assert not _grep(ws.path, b"number 78")
         assert slow.similar("number 79") and not _grep(ws.path, b"number 78")
         assert text.catch_up(store.cut()) and ws.verify().ok
+
+
+def test_whoever_works_on_a_cut_goes_on_and_nobody_else(filled: Path, tmp_path: Path) -> None:
+    """A snapshot of minutes reads its rows to the end; other threads of its process do not see them any more."""
+    with rc.open_workspace(filled) as ws, rc.open_workspace(filled) as other:
+        store = other._hot()
+        with store.pinned():
+            cut = store.cut()
+            held = store.pieces(cut.extents)
+            ws.delete(episodes=["e1"], reason="x", purge=True)
+            store.refresh()
+            again = store.pieces(cut.extents)
+            assert [b.records[i:j].tobytes() for b, i, j in again] == [b.records[i:j].tobytes() for b, i, j in held]
+            seen: list[object] = []
+
+            def look() -> None:
+                try:
+                    other.episode("e1")
+                except NotFound as e:
+                    seen.append(e)
+                seen.append(read(other))
+
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
+            assert len(seen) == 2 and seen[1] == read(ws)
+        assert read(other) == read(ws)
+        with pytest.raises(NotFound):
+            other.episode("e1")

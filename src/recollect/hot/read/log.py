@@ -43,18 +43,23 @@ class WriterLog:
         first: where the log begins now; what is before it was evicted.
         holes: rows and facts behind that which were damaged or deleted.
         gone: whether all of it was evicted, the folder too.
+
+    Args:
+        pins: `tick` is when the thread that asks pinned the store, where it did.
     """
 
-    def __init__(self, folder: Path, layouts: Layouts) -> None:
+    def __init__(self, folder: Path, layouts: Layouts, pins: threading.local | None = None) -> None:
         self.folder, self.layouts = folder, layouts
         self.layout = layouts.newest
         self.writer = int(folder.name, 16)
         self.segments: list[Segment] = []
         self.rows = self.facts = 0
         self.first = First()
-        self.holes = self._closed = gone.NONE
-        """What is gone, and what of it reads as blank rows here: a cut that somebody works on keeps its rows."""
-        self._closing: int | None = None
+        self.holes = gone.NONE
+        self._pins = pins
+        self._pending: list[tuple[int, Holes]] = []
+        """Ticks at which more was noticed to be gone, and what was before: a thread that pinned the store goes on reading
+        what its cut names, as long as it does."""
         self._kept: tuple[tuple[Holes, int, int] | None, Ranges] = (None, ())
         self.gone = False
         self._seal: Seal | None = None
@@ -253,19 +258,23 @@ class WriterLog:
         """Takes note of what is gone. With a `tick` its rows stay readable here until `release(tick)`."""
         if holes == self.holes:
             return
+        if tick is not None:
+            self._pending.append((tick, self.holes))
         self.holes = holes
-        if tick is None:
-            self._closed = holes
-        elif self._closing is None:
-            self._closing = tick
         for segment in self.segments:
             segment.checked.forgive(holes.damaged_rows, holes.facts)
-        self.segments = [self._renewed(s) for s in self.segments]
         self._facts = [f for f in self._facts if not within(holes.facts, f.seq, f.seq + 1)]
         if holes.facts:
             self._turns = Turns(holes.facts)
             self._turns.begin_at(self.first)
             self._turns.scanned = self.first.fact
+
+    def _blanked(self) -> Holes:
+        """What reads as blank rows in this thread."""
+        tick = getattr(self._pins, "tick", None) if self._pending else None
+        if tick is None:
+            return self.holes
+        return next((before for when, before in self._pending if when > tick), self.holes)
 
     def _renewed(self, segment: Segment) -> Segment:
         """The segment, mapped anew where its file was written over since: without what was purged."""
@@ -286,7 +295,7 @@ class WriterLog:
 
     def _blank(self, start: int, stop: int) -> Iterator[tuple[Block, int, int]]:
         """Rows that are gone, from `start` to `stop`."""
-        lost = self._closed.rows
+        lost = self._blanked().rows
         begin = lost[bisect.bisect_right(lost, start, key=lambda r: r[1])][0]
         at = begin - 1
         times = [
@@ -316,8 +325,10 @@ class WriterLog:
     def release(self, tick: int) -> None:
         """Lets go of what was noticed as evicted at `tick` or before."""
         with self._lock:
-            if self._closing is not None and self._closing <= tick:
-                self._closed, self._closing = self.holes, None
+            if self._pending:
+                self._pending = [(when, before) for when, before in self._pending if when > tick]
+                if not self._pending:  # nobody reads what may have been purged
+                    self.segments = [self._renewed(s) for s in self.segments]
             if self._past:
                 self._past = [p for p in self._past if p.tick > tick]
                 self._translations.keep(self._held_blocks())
@@ -325,7 +336,7 @@ class WriterLog:
     @property
     def is_held(self) -> bool:
         """Whether evicted segments, or rows that are gone, are still readable here."""
-        return bool(self._past) or self._closing is not None
+        return bool(self._past or self._pending)
 
     def _begin_at(self, first: First, tick: int = UNNOTICED) -> None:
         if first == self.first:
@@ -370,7 +381,7 @@ class WriterLog:
         """What is readable here of rows `start` to `stop`; blank rows where they are gone."""
         with self._lock:  # so that no segment is met in both lists
             spans = [(p.segment, p.stop) for p in self._past] + [(s, end) for s, end, _ in self._spans()]
-            lost = within(self._closed.rows, max(start, self.first.row), stop)
+            lost = within(self._blanked().rows, max(start, self.first.row), stop)
         for a, b in without(((start, stop),), lost) if lost else ((start, stop),):
             yield from self._blank_between(lost, start, a)
             for segment, end in spans:

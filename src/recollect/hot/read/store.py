@@ -84,6 +84,8 @@ class HotStore:
         self._seen: tuple[int, int] | None = None
         self._tick = 0
         self._pins: dict[object, int] = {}
+        self._mine = threading.local()
+        """`tick` of the oldest pin of the thread that asks."""
         self._holds = False
         """Whether something evicted is kept readable for those who have the store pinned."""
         self._unlinked: list[weakref.ref[mmap.mmap]] = []
@@ -125,7 +127,7 @@ class HotStore:
             if writer in self.logs or writer in self.evicted.leaving:
                 continue
             if any((path / name).exists() for name in ("00000000.seg", first.NAME)) or _was_log(path):
-                log = self.logs[writer] = WriterLog(path, self.layouts)
+                log = self.logs[writer] = WriterLog(path, self.layouts, self._mine)
                 self._growing.append(log)
                 self.opened += 1
             else:
@@ -224,13 +226,19 @@ class HotStore:
         """While it lasts, what a cut made within names can be read, whatever is evicted meanwhile."""
         return Pin(self)
 
-    def _pin(self, pin: object) -> None:
+    def _pin(self, pin: object) -> int | None:
+        """Returns the tick that the thread had pinned before, None for none."""
         with self._lock:
+            self._notice()  # what went before somebody asks is gone for him
+            before: int | None = getattr(self._mine, "tick", None)
             self._pins[pin] = self._tick
+            self._mine.tick = self._tick if before is None else before
+            return before
 
-    def _unpin(self, pin: object) -> None:
+    def _unpin(self, pin: object, before: int | None) -> None:
         with self._lock:
             self._pins.pop(pin, None)  # a forked child has begun anew
+            self._mine.tick = before
             if self._holds:
                 self._release()
 
@@ -367,16 +375,17 @@ class HotStore:
 class Pin:
     """What `HotStore.pinned` returns; a class of its own, because a refresh with nothing new takes one."""
 
-    __slots__ = ("_store",)
+    __slots__ = ("_before", "_store")
 
     def __init__(self, store: HotStore) -> None:
         self._store = store
+        self._before: int | None = None
 
     def __enter__(self) -> None:
-        self._store._pin(self)
+        self._before = self._store._pin(self)
 
     def __exit__(self, *error: object) -> None:
-        self._store._unpin(self)
+        self._store._unpin(self, self._before)
 
 
 def _after_fork() -> None:
