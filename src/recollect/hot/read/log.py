@@ -58,8 +58,8 @@ class WriterLog:
         self.holes = gone.NONE
         self._pins = pins
         self._pending: list[tuple[int, Holes]] = []
-        """Ticks at which more was noticed to be gone, and what was before: a thread that pinned the store goes on reading
-        what its cut names, as long as it does."""
+        """Ticks at which more was noticed to be gone, and what was before: a thread that has pinned the store goes on
+        reading what its cut names."""
         self._kept: tuple[tuple[Holes, int, int] | None, Ranges] = (None, ())
         self.gone = False
         self._seal: Seal | None = None
