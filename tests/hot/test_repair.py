@@ -405,3 +405,12 @@ def test_the_beginning_of_an_evicted_log_is_found_again(whole: Path, how: str) -
     with rc.open_workspace(whole) as ws:
         assert read(ws) == left
         assert not verify(whole, repair=True).repaired.changed  # type: ignore[union-attr]
+
+
+def test_a_log_that_lost_its_seal_and_its_end_says_from_where(whole: Path) -> None:
+    with rc.open_workspace(whole) as ws:
+        rows, told = read(ws), facts(ws)
+    log = max((p for p in (whole / "log").iterdir() if p.is_dir()), key=lambda p: len([*p.glob("*.seg")]))
+    (log / "sealed.json").write_bytes(b"{}")
+    max(log.glob("*.seg")).unlink()
+    assert_repaired(whole, rows, told, "seal and last segment")

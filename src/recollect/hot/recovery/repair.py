@@ -180,7 +180,10 @@ class _Log:
             known = read_seal(self.folder)
         except CorruptionError:
             known = None
+        rolled = False
         if known is None:
+            left = list(self._segments().values())
+            rolled = bool(left) and left[-1].rolled  # so another one followed, of which nothing is left
             recover_log(self.folder, self.layouts)
             known = read_seal(self.folder)
             assert known is not None
@@ -191,7 +194,7 @@ class _Log:
         rows = () if known.lost is None else (known.lost,)
         facts = ((known.facts, known.facts + known.lost_facts),) if known.lost_facts else ()
         self._give_up(rows, facts, beyond)
-        if known.lost_segments:
+        if known.lost_segments or rolled:
             self.out.cut_off.append(StepId(self.writer, known.rows))
         told = replace(known, lost=None, lost_facts=0, lost_segments=0)
         if told != known:
