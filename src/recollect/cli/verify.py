@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recollect.cli.options import Json, StorageOptions, location, storage_options
+from recollect.cli.options import Json, OnBranch, StorageOptions, location, storage_options
 from recollect.cli.output import Output, console, count, plain
 from recollect.cli.upkeep import is_buffer, verify_buffer
-from recollect.errors import CorruptionError
+from recollect.errors import ArgumentError, CorruptionError
 
 if TYPE_CHECKING:
     from recollect.hot.recovery.repair import Repair
@@ -35,6 +35,7 @@ def verify(
             "from a newest version that a power cut tore.",
         ),
     ] = False,
+    branch: OnBranch = None,
     storage_option: StorageOptions = None,
     json: Json = False,
 ) -> None:
@@ -45,8 +46,10 @@ def verify(
 
     out = Output(context, json)
     if is_buffer(name):
-        verify_buffer(out, location(name), storage_options(storage_option), repair)
+        verify_buffer(out, location(name), storage_options(storage_option), repair, branch)
         return
+    if branch is not None:
+        raise ArgumentError("--branch is for buffers", value=name, remedy="A workspace has none")
     with _bar() as progress:
         report = check(home.workspace_path(name), progress, repair=repair)
     if out.json:

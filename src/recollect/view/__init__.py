@@ -5,6 +5,7 @@ from recollect.view.ids import (
     F64,
     I64,
     ID_DTYPE,
+    PART_SHIFT,
     Bool,
     Cut,
     EpisodeKey,
@@ -21,12 +22,15 @@ from recollect.view.view import (
     Anchors,
     Episodes,
     GrowingSource,
+    Narrowing,
     Rows,
     Runs,
     Source,
     UnboundSource,
     View,
+    described,
 )
+from recollect.view.window import Window
 
 __all__ = [
     "ID_DTYPE",
@@ -43,6 +47,8 @@ __all__ = [
     "GrowingSource",
     "I64",
     "Ids",
+    "Narrowing",
+    "PART_SHIFT",
     "Rows",
     "Runs",
     "Slots",
@@ -50,6 +56,8 @@ __all__ = [
     "StepId",
     "UnboundSource",
     "View",
+    "Window",
+    "described",
     "hull",
     "make_ids",
     "merged",
