@@ -18,8 +18,10 @@ from recollect.hot.keep import Keep
 from recollect.hot.private import PrivateFolder
 from recollect.hot.read.store import HotStore
 from recollect.hot.recovery.recover import Recovery, recover
+from recollect.hot.retention.delete import Deletion, delete_rows
 from recollect.hot.retention.evict import Eviction
 from recollect.hot.retention.retain import Retainer
+from recollect.hot.retention.selection import Episodes, Ids, selected
 from recollect.hot.write.facts import check_facts, check_step_facts
 from recollect.hot.write.growing import Durability
 from recollect.hot.write.resume import ResumePoint, resume_point
@@ -35,7 +37,7 @@ from recollect.recall.window import with_predecessors
 from recollect.records.layout import Layout
 from recollect.schema import Change, Schema
 from recollect.schema.values import check_text
-from recollect.view import Cut, EpisodeKey, StepId, View
+from recollect.view import Cut, EpisodeKey, Extent, StepId, View
 
 if TYPE_CHECKING:
     from recollect.hot.read.live import LiveSource
@@ -329,15 +331,64 @@ class Workspace:
             return nothing_written(self.path)
         return collect(self._hot(), self.path, self.retainer.stats)
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> Report:
+    def verify(self, progress: Callable[[int, int], None] | None = None, *, repair: bool = False) -> Report:
         """Checks every checksum and counter, and the indexes against the logs; agents may go on meanwhile.
 
         Logs are only read. An index that is wrong is made again, and the report says so.
 
         Args:
             progress: called with rows checked and rows to check.
+            repair: first gives up rows, facts and segments that are damaged or missing, for good: they are *holes* from
+                then on, which every reader passes over, and everything else can be read. `Report.repaired` names their
+                ids. Again it changes nothing.
+
+        Raises:
+            ConflictError: an eviction or another repair did not end.
+            StoreError: the folder cannot be written.
         """
-        return verify(self.path, progress)
+        return verify(self.path, progress, repair=repair)
+
+    def delete(
+        self,
+        ids: Ids | None = None,
+        *,
+        episodes: Episodes | None = None,
+        where: str | None = None,
+        reason: str,
+        purge: bool = False,
+        dry_run: bool = False,
+    ) -> Deletion:
+        """Deletes poisoned or private experience: gone from every read at the next look, in every process.
+
+        A step takes along the row that only holds its next observation, and such a row the step before it, which would
+        get another's otherwise. The step before a deleted one cannot be drawn any more. Facts about deleted steps go
+        too, and those about episodes that lose every row or are named. Ids are never used again, and the next snapshot
+        counts what it lacks as `gap_rows`; copies that were promoted before stay in their buffers. Views made before
+        stay as they are; a growing view keeps the slots, blank.
+
+        Args:
+            ids: steps, by `StepId`, its text, or `Extent`. What is not there is passed over.
+            episodes: by id (every attempt at it) or `EpisodeKey`.
+            where: such as `"episode.task = 'hopper' and reward > 100"`; `recollect.where` has the language.
+            reason: kept with the time, masked as all text is; the values are not.
+            purge: also overwrites the bytes, of earlier deletions too, and removes the indexes, so that no file of the
+                workspace holds the values any more. Without any of the three it purges what was deleted before. The
+                log of a live writer cannot be purged.
+            dry_run: only says what would go.
+
+        Raises:
+            ArgumentError: none or several of `ids`, `episodes`, `where`, or one that cannot be read; no reason.
+            NotFound: an episode, field or fact that is not there.
+            WriterError: `purge` of what a live writer has; nothing was deleted.
+            CorruptionError: the workspace is damaged: `verify(repair=True)` first.
+            ConflictError, StoreError: it cannot be done now; run it again.
+        """
+        store = self._hot()
+        named: tuple[tuple[Extent, ...], frozenset[EpisodeKey]] = ((), frozenset())
+        if not (purge and ids is None and episodes is None and where is None):
+            named = selected(store.view(), ids, episodes, where)
+        masked = self._mask(reason) if isinstance(reason, str) else reason
+        return delete_rows(store, named[0], masked, episodes=named[1], purge=purge, dry_run=dry_run)
 
     # -- promoting -----------------------------------------------------------------------------------------
 

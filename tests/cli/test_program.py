@@ -168,7 +168,7 @@ def test_the_nouns_are_those_of_the_design() -> None:
     assert {" ".join(path) for path, c in COMMANDS if path and not hasattr(c, "commands")} == {
         "workspace create", "workspace list", "workspace show", "workspace evolve", "workspace delete",
         "workspace keep", "cache show", "cache clear",
-        "snapshot", "log", "tail", "recall", "verify", "doctor", "demo", "compact", "cleanup",
+        "snapshot", "log", "tail", "recall", "verify", "doctor", "demo", "compact", "cleanup", "delete",
         "branch create", "branch list", "branch delete", "tag", "diff",
     }  # fmt: skip
 

@@ -45,6 +45,16 @@ def test_a_damaged_row_is_named_and_exits_with_9(cli: Cli, live: list[str]) -> N
     assert problem["remedy"] and not ran.document["ok"]
 
 
+def test_what_is_damaged_can_be_given_up(cli: Cli, live: list[str]) -> None:
+    _flip_a_row()
+    writer = live[2].split(":")[0]
+    ran = cli("verify", "live", "--repair")
+    assert ran.code == 0 and f"repaired   rows given up: {writer}:2\n" in ran.out and "7 rows" in ran.out
+    found = cli("verify", "live", "--repair", "--json").document
+    assert found["ok"] and not any(found["repaired"].values()) and found["rows"] == 7
+    assert len(cli("tail", "live", "-n", "20").out.splitlines()) > 0
+
+
 def test_a_wrong_index_is_repaired(cli: Cli, live: list[str], home: Path) -> None:
     assert cli("recall", "live", "anything").code == 0
     index = home / "workspaces" / "live" / "text.sqlite"

@@ -17,7 +17,7 @@ import numpy as np
 
 from recollect.errors import NotFound
 from recollect.recall.results import Step, step_at
-from recollect.view import Cut, Extent, View
+from recollect.view import Cut, Extent, View, hull
 from recollect.view.matching import matching
 from recollect.where import parse
 
@@ -43,16 +43,16 @@ class Follower:
         self._ws, self._where = ws, where
         self._folder = _identity(ws)
         self.cut = ws.cut()
-        self._seen = {e.writer: e.stop for e in self.cut.extents}
+        self._seen = {w: e.stop for w, e in hull(self.cut.extents).items()}
 
     def newest(self, k: int) -> list[Step]:
         """The newest `k` steps of `cut`, oldest first. Reads only the ends of the logs, and more of them where a
         condition leaves too few."""
-        begin = {e.writer: e.start for e in self.cut.extents}
+        whole = hull(self.cut.extents)
+        begin = {w: e.start for w, e in whole.items()}
         span = max(64, 2 * k)
         while k and self.cut.extents:
-            ends = {e.writer: max(e.start, e.stop - span) for e in self.cut.extents}
-            window = tuple(Extent(e.writer, ends[e.writer], e.stop) for e in self.cut.extents)
+            window = tuple(Extent(w, max(e.start, e.stop - span), e.stop) for w, e in whole.items())
             view, rows = self._rows(Cut(window, self.cut.facts))
             short = {e.writer for e in window if e.start > begin[e.writer] and len(rows.get(e.writer, ())) < k}
             if not short:
@@ -70,7 +70,7 @@ class Follower:
         if _identity(self._ws) != self._folder:
             raise NotFound(f"workspace {self._ws.name!r} was deleted while it was followed")
         cut = self._ws.cut()
-        stops = {e.writer: e.stop for e in cut.extents}
+        stops = {w: e.stop for w, e in hull(cut.extents).items()}
         while True:
             new = {w: start for w, start in self._starts(cut).items() if stops[w] > start}
             if not new:
@@ -86,7 +86,7 @@ class Follower:
 
     def _starts(self, cut: Cut) -> dict[int, int]:
         """Where to go on: behind what was seen, and not before what is still there."""
-        return {e.writer: max(self._seen.get(e.writer, 0), e.start) for e in cut.extents}
+        return {w: max(self._seen.get(w, 0), e.start) for w, e in hull(cut.extents).items()}
 
     def until(self, stop: threading.Event) -> Iterator[Step | None]:
         """Every step from now on; None after each poll, when the reader should show what it has."""

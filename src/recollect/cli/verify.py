@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
-from typing import Annotated
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,10 @@ from recollect.cli.options import Json, OnBranch, StorageOptions, location, stor
 from recollect.cli.output import Output, console, count, plain
 from recollect.cli.upkeep import is_buffer, verify_buffer
 from recollect.errors import ArgumentError, CorruptionError
+
+if TYPE_CHECKING:
+    from recollect.hot.recovery.repair import Repair
+    from recollect.view import Extent
 
 SHOWN_RANGES = 4
 
@@ -24,7 +28,12 @@ def verify(
         typer.Argument(help="A workspace, by name or path; or a replay buffer, by path or URI.", show_default=False),
     ],
     repair: Annotated[
-        bool, typer.Option("--repair", help="Go back from a newest version of a local buffer that a power cut tore.")
+        bool,
+        typer.Option(
+            "--repair",
+            help="Of a workspace, give up what is damaged, so that the rest can be read; of a local buffer, go back "
+            "from a newest version that a power cut tore.",
+        ),
     ] = False,
     branch: OnBranch = None,
     storage_option: StorageOptions = None,
@@ -41,15 +50,17 @@ def verify(
         return
     if branch is not None:
         raise ArgumentError("--branch is for buffers", value=name, remedy="A workspace has none")
-    if repair:
-        raise ArgumentError("--repair is for buffers", value=name, remedy="Opening a workspace recovers it")
     with _bar() as progress:
-        report = check(home.workspace_path(name), progress)
+        report = check(home.workspace_path(name), progress, repair=repair)
     if out.json:
-        counts = {k: v for k, v in vars(report).items() if k != "problems"}
+        counts = {k: v for k, v in vars(report).items() if k not in ("problems", "repaired")}
         problems = list(problems_in_words(report.problems))
-        out.document({"ok": report.ok, **plain(counts), "problems": problems})
+        given_up = {} if report.repaired is None else {"repaired": _repaired(report.repaired)}
+        out.document({"ok": report.ok, **plain(counts), "problems": problems, **given_up})
     else:
+        for kind, found in () if report.repaired is None else _repaired(report.repaired).items():
+            if found:
+                out.line(f"{'repaired':<11}{kind}: {', '.join(found)}")
         for p in report.problems:
             rows = [f"{e.writer}:{e.start} to {e.stop - 1}" for e in p.rows[:SHOWN_RANGES]]
             more = len(p.rows) - len(rows)
@@ -65,6 +76,22 @@ def verify(
             out.note(f"{count(report.unsealed, 'writer')} died and will be sealed when the workspace is next opened")
     if not report.ok:
         raise typer.Exit(CorruptionError.exit_code)
+
+
+def _repaired(repair: Repair) -> dict[str, list[str]]:
+    """What a repair gave up, every id of it, in words."""
+
+    def ids(extents: Sequence[Extent]) -> list[str]:
+        return [f"{e.writer}:{e.start}" + (f" to {e.stop - 1}" if e.stop > e.start + 1 else "") for e in extents]
+
+    return {
+        "rows given up": ids(repair.rows),
+        "facts given up": ids(repair.facts),
+        "cut off, rows that nobody can name": [f"{i} and on" for i in repair.cut_off],
+        "steps that cannot be drawn any more": ids(repair.undrawable),
+        "files written anew": repair.notes,
+        "not repaired": repair.failed,
+    }
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from recollect.records import layout as lay
 from recollect.records.build import group_by_episode
 from recollect.records.layout import Layout
 from recollect.records.rows import PackedRows
-from recollect.view import Cut, EpisodeKey, Extent, FactIndex
+from recollect.view import Cut, EpisodeKey, Extent, FactIndex, hull
 from recollect.where.filter import Filter
 
 
@@ -93,8 +93,8 @@ def survey(
 def left_alone(store: HotStore, cut: Cut) -> Callable[[EpisodeKey], bool]:
     """Tells whether nobody had an episode open when `cut` was made, as far as the cut can say."""
     logs = dict(store.logs)
-    stops, facts = {e.writer: e.stop for e in cut.extents}, dict(cut.facts)
-    over = {w for w, log in logs.items() if log.sealed and log.rows <= stops.get(w, log.first.row)}
+    stops, facts = {w: e.stop for w, e in hull(cut.extents).items()}, dict(cut.facts)
+    over = {w for w, log in logs.items() if log.sealed and log.end <= stops.get(w, log.first.row)}
     turns: dict[EpisodeKey, tuple[int, int]] = {}
     for writer, log in logs.items():
         for key, found in list(log.resumed.items()):

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from recollect.cold.fold import Promotion
 from recollect.cold.watermark import watermark
 from recollect.view import Cut, Extent
-from recollect.view.reach import Mark, by_writer, union, without
+from recollect.view.reach import Mark, Ranges, by_writer, union, within, without
+
+_NO_HOLES: Mapping[int, Ranges] = {}
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,17 @@ class Plan:
 
 
 def pending(cut: Cut, marks: Mapping[int, Mark]) -> tuple[tuple[Extent, ...], tuple[Extent, ...]]:
-    """The rows of `cut` that are not promoted, and those before its extents that are neither promoted nor there any
-    more; both by writer and number."""
+    """The rows of `cut` that are not promoted, and those before and between its extents that are neither promoted nor
+    there any more, because they were evicted, damaged or deleted; both by writer and number."""
     rows: list[Extent] = []
     gaps: list[Extent] = []
-    for e in cut.extents:
-        mark = marks.get(e.writer, Mark())
-        missing = [*mark.held, *([(mark.rows, e.stop)] if e.stop > mark.rows else [])]
-        for start, stop in union(missing):
-            if start < e.start:
-                gaps.append(Extent(e.writer, start, min(stop, e.start)))
-            if stop > e.start and start < e.stop:
-                rows.append(Extent(e.writer, max(start, e.start), min(stop, e.stop)))
+    for writer, there in by_writer(cut.extents).items():
+        mark, there = marks.get(writer, Mark()), sorted(there)
+        end = there[-1][1]
+        lacking = union([*within(mark.held, 0, end), *([(mark.rows, end)] if end > mark.rows else [])])
+        lost = without(lacking, there)
+        gaps += (Extent(writer, a, b) for a, b in lost)
+        rows += (Extent(writer, a, b) for a, b in without(lacking, lost))
     return tuple(sorted(rows)), tuple(sorted(gaps))
 
 
@@ -76,24 +77,33 @@ def plan(cut: Cut, marks: Mapping[int, Mark], left_out: Iterable[Extent] = ()) -
     return Plan(tuple(extents), tuple(sorted(facts)), gaps, tuple(held), held_rows)
 
 
-def missing(firsts: Mapping[int, int], gone_rows: int, chain: Iterable[Promotion], workspace: str) -> int:
-    """Rows of a workspace that are evicted and that the buffer at the end of `chain` does not hold.
+def missing(
+    firsts: Mapping[int, int],
+    gone_rows: int,
+    chain: Iterable[Promotion],
+    workspace: str,
+    holes: Mapping[int, Ranges] = _NO_HOLES,
+) -> int:
+    """Rows of a workspace that are evicted, damaged or deleted and that the buffer at the end of `chain` does not hold.
 
     Args:
         firsts: writer → where its log begins, of the logs that are there.
         gone_rows: rows of the logs that are gone.
         workspace: its id.
+        holes: writer → ranges of rows behind its log's beginning that are gone.
     """
     held = dict.fromkeys(firsts, 0)
     gone = 0
+    lost = sum(b - a for ranges in holes.values() for a, b in ranges)
     for promotion in chain:
         for text, start, stop in promotion.record["extents"] if promotion.workspace == workspace else ():
             writer = int(text)
             if writer in firsts:
                 held[writer] += max(0, min(stop, firsts[writer]) - start)
+                lost -= sum(b - a for a, b in within(holes.get(writer, ()), start, stop))
             else:
                 gone += stop - start
-    return sum(firsts[w] - held[w] for w in firsts) + max(0, gone_rows - gone)
+    return sum(firsts[w] - held[w] for w in firsts) + lost + max(0, gone_rows - gone)
 
 
 __all__ = ["Mark", "Plan", "missing", "pending", "plan", "watermark"]

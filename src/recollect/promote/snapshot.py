@@ -33,7 +33,7 @@ from recollect.promote.statistics import Statistics
 from recollect.promote.tags import check_tag
 from recollect.promote.upkeep import row_bytes, tend
 from recollect.records.layout import Layout
-from recollect.view import Cut, FactIndex
+from recollect.view import Cut, FactIndex, hull
 from recollect.where.parse import parse
 
 ATTEMPTS = 50
@@ -238,7 +238,7 @@ class _Promotion:
         return [p for p in chain if p.workspace == self.workspace]
 
     def _missing(self, chain: list[Promotion]) -> int:
-        return missing(self.state.firsts, self.state.gone_rows, chain, self.workspace)
+        return missing(self.state.firsts, self.state.gone_rows, chain, self.workspace, self.state.holes)
 
     def _new_gap(self, chain: list[Promotion]) -> int:
         """Rows that are gone, beyond those that a promotion of ours has told."""
@@ -316,8 +316,8 @@ class _Promotion:
             total.fields[path].merge_dict(sums.to_dict())
         if todo.rows:
             total.add_returns(pieces_of(self.store, todo.extents, self.layout))
-        ends = {e.writer: e.stop for e in self.state.cut.extents}
-        finished = {w for w, log in self.store.logs.items() if log.sealed and log.rows <= ends.get(w, log.first.row)}
+        ends = {w: e.stop for w, e in hull(self.state.cut.extents).items()}
+        finished = {w for w, log in self.store.logs.items() if log.sealed and log.end <= ends.get(w, log.first.row)}
         finished -= {e.writer for e in todo.held}
         finished |= {int(w) for p in self._mine(chain) for w, _, _ in p.record["extents"]} - self.store.logs.keys()
         total.close_writers(finished)

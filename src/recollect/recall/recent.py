@@ -16,10 +16,10 @@ from recollect.recall.results import EpisodeRecord, Hits, Step, steps_at
 from recollect.recall.window import with_predecessors
 from recollect.records.block import Block
 from recollect.records.build import Changed, build_view, unchanged
-from recollect.records.layout import FINAL
+from recollect.records.layout import FINAL, HOLE
 from recollect.records.overlay import overlay
 from recollect.records.rows import PackedRows
-from recollect.view import ID_DTYPE, Cut, EpisodeKey, Extent, FactIndex, Ids, StepId
+from recollect.view import ID_DTYPE, Cut, EpisodeKey, Extent, FactIndex, Ids, StepId, hull
 
 
 def recent(store: HotStore, k: int, where: str | None = None) -> Hits:
@@ -36,7 +36,7 @@ def _recent(store: HotStore, k: int, where: str | None) -> Hits:
     chosen = None if where is None else Chooser(store, cut, where)
     newest: list[tuple[int, int, int]] = []
     # A log is in the order of time. So no log is looked at that ended before the k newest steps of those before it.
-    for ended, extent in sorted(((store.last_time(e), e) for e in cut.extents), reverse=True):
+    for ended, extent in sorted(((store.last_time(e), e) for e in hull(cut.extents).values()), reverse=True):
         if len(newest) == k and newest[0][0] > ended:
             break
         for step in _newest_steps(store, extent, k) if chosen is None else chosen.newest(extent, k, newest):
@@ -64,7 +64,7 @@ def _newest_steps(store: HotStore, extent: Extent, k: int) -> Iterator[tuple[int
         for block, low, high in reversed(store.log(extent.writer).pieces(start, stop)):
             records = block.records[low:high]
             at -= high - low
-            for i in np.flatnonzero((records["flags"] & FINAL) == 0)[::-1][:need].tolist():
+            for i in np.flatnonzero((records["flags"] & (FINAL | HOLE)) == 0)[::-1][:need].tolist():
                 need -= 1
                 yield int(records["time"][i]), extent.writer, at + i
             if not need:
@@ -131,6 +131,8 @@ def resolve(store: HotStore, cut: Cut, name: str | EpisodeKey | StepId) -> Episo
         log = store.logs.get(name.writer)
         if log is not None and 0 <= name.seq < log.first.row:
             raise NotFound(f"step {name} was evicted from workspace {store.name!r}", remedy=store.elsewhere())
+        if log is not None and (why := log.holes.reason(name.seq)) is not None:
+            raise NotFound(f"step {name} is gone from workspace {store.name!r}: {why}", remedy=store.elsewhere())
         raise NotFound(f"no step {name} in workspace {store.name!r}", remedy=store.elsewhere())
     key = store.catalog.newest(name, cut) or EpisodeKey.parse_default_id(name)
     if key is None:

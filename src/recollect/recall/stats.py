@@ -14,6 +14,7 @@ from recollect.hot.read.log import WriterLog
 from recollect.hot.read.store import HotStore
 from recollect.hot.retention.retain import Retention
 from recollect.recall.results import interrupted, nan_rewards
+from recollect.view.reach import by_writer
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def collect(store: HotStore, path: Path, retention: Callable[[], Retention]) -> 
     with store.pinned():
         view = store.view()
         logs = [log for _, log in sorted(store.logs.items()) if not log.gone]
-        visible = {e.writer: e.stop - e.start for e in view.cut.extents}
+        visible = {w: sum(b - a for a, b in found) for w, found in by_writer(view.cut.extents).items()}
         return WorkspaceStats(
             rows=len(view.rows),
             steps=int((~view.episodes.is_final).sum()),

@@ -31,7 +31,7 @@ from recollect.recall.window import with_predecessors
 from recollect.records.block import Block
 from recollect.records.layout import FINAL
 from recollect.schema import Json, Leaf, Text
-from recollect.view import Cut, Extent, StepId
+from recollect.view import Cut, Extent, StepId, hull
 
 FORMAT = 1
 NAME = "text.sqlite"
@@ -125,7 +125,7 @@ class TextIndex:
                 return True
             if state != before:
                 before, deadline = state, time.monotonic() + PATIENCE_S
-            if self.file.write(lambda connection: self.add(connection, cut)) is None:
+            if self.file.write(lambda connection: self._add(connection, cut)) is None:
                 if self.file.is_paused or time.monotonic() > deadline:
                     return False
                 time.sleep(0.005)
@@ -135,7 +135,7 @@ class TextIndex:
         state = self._state(connection)
         if evicted(state.items(), cut) > max(KEPT_ROWS, cut.rows):
             raise Damaged("most of what the index holds was evicted")
-        bounds, stops = {e.writer: e for e in cut.extents}, dict(cut.facts)
+        bounds, stops = hull(cut.extents), dict(cut.facts)
         for writer in sorted(bounds.keys() | stops.keys()):
             extent = bounds.get(writer, Extent(writer, 0, 0))
             had_rows, had_facts, first = state.get(writer, (0, 0, extent.start))
@@ -155,9 +155,15 @@ class TextIndex:
             return max(0, stop - start) + max(0, fact_stop - had_facts)
         return 0
 
+    def _add(self, connection: sqlite3.Connection, cut: Cut) -> int:
+        """Likewise, to the file."""
+        added = self.add(connection, cut)
+        self._store.require_current()
+        return added
+
     def compare(self, cut: Cut) -> Difference | None:
         """How the index differs from the logs, None where it does not."""
-        starts = {e.writer: e.start for e in cut.extents}
+        starts = {w: e.start for w, e in hull(cut.extents).items()}
 
         def fill(connection: sqlite3.Connection) -> None:
             held = read_state(connection, "held.")

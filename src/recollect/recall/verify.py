@@ -8,11 +8,14 @@ from pathlib import Path
 from recollect.errors import CorruptionError, RecollectError
 from recollect.hot import home
 from recollect.hot.format.layouts import Layouts
+from recollect.hot.read import catalog
 from recollect.hot.read.catalog import Catalog
 from recollect.hot.read.compare import Difference
-from recollect.hot.read.sidecar import Damaged
+from recollect.hot.read.sidecar import Damaged, drop_index
 from recollect.hot.read.store import HotStore
+from recollect.hot.recovery.repair import Repair, repair_logs
 from recollect.hot.recovery.verify import Findings, Problem, Progress, verify_logs
+from recollect.recall import text
 from recollect.recall.text import TextIndex
 from recollect.view import Cut
 
@@ -27,6 +30,7 @@ class Report:
         segments, rows, facts: what was checked.
         indexes: the indexes that were there and were held against the logs.
         problems: what is wrong; empty where nothing is.
+        repaired: what a repair gave up before; None without one.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Report:
     facts: int
     indexes: tuple[str, ...]
     problems: tuple[Problem, ...]
+    repaired: Repair | None = None
 
     @property
     def ok(self) -> bool:
@@ -46,7 +51,7 @@ class Report:
         return all(p.level == "harmless" for p in self.problems)
 
 
-def verify(path: Path, progress: Progress | None = None) -> Report:
+def verify(path: Path, progress: Progress | None = None, *, repair: bool = False) -> Report:
     """Checks every checksum and counter of a workspace, and its indexes against its logs. Agents may go on meanwhile.
 
     Logs are only read. An index that is wrong is made again.
@@ -54,9 +59,11 @@ def verify(path: Path, progress: Progress | None = None) -> Report:
     Args:
         path: the workspace's folder.
         progress: called with rows checked and rows to check.
+        repair: first gives up what is damaged, so that everything else can be read.
 
     Raises:
         NotFound: no workspace there, or it was deleted meanwhile.
+        ConflictError, StoreError: what `repair` needs cannot be had or written.
     """
     problems: list[Problem] = []
     id: str | None = None
@@ -70,7 +77,13 @@ def verify(path: Path, progress: Progress | None = None) -> Report:
     except CorruptionError as e:
         remedy = "Copy the schema.json of a workspace with the same schema, or restore a backup"
         problems.append(Problem("lost", "schema.json", e.message, remedy))
+    repaired = None
     try:
+        if repair and layouts is not None:
+            repaired = repair_logs(path, layouts)
+            if repaired.changed:
+                for name in (catalog.NAME, text.NAME):
+                    drop_index(path / name)
         found = verify_logs(path, layouts, progress)
         indexes = () if layouts is None else _indexes(path, layouts, found)
     except (FileNotFoundError, RecollectError):
@@ -90,6 +103,7 @@ def verify(path: Path, progress: Progress | None = None) -> Report:
         found.facts,
         indexes,
         (*problems, *found.problems),
+        repaired,
     )
 
 
@@ -103,8 +117,8 @@ def _compared(index: Catalog | TextIndex, cut: Cut) -> Difference | None:
 def _indexes(path: Path, layouts: Layouts, found: Findings) -> tuple[str, ...]:
     """Holds the indexes against the logs, which have to be whole for that."""
     store = HotStore(path / "log", layouts, path.name)
-    text = TextIndex(store)
-    present: list[Catalog | TextIndex] = [index for index in (store.catalog, text) if index.file.path.exists()]
+    indexes: tuple[Catalog | TextIndex, ...] = (store.catalog, TextIndex(store))
+    present = [index for index in indexes if index.file.path.exists()]
     try:
         if not found.readable:
             raise CorruptionError("the logs are damaged")

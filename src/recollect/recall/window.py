@@ -8,7 +8,7 @@ from recollect.hot.read.log import WriterLog
 from recollect.hot.read.store import HotStore
 from recollect.records.heads import deepest_stack
 from recollect.records.layout import FINAL
-from recollect.view import Cut, EpisodeKey, Extent
+from recollect.view import Cut, EpisodeKey, Extent, hull
 
 CHUNK_ROWS = 4096
 
@@ -18,7 +18,7 @@ def with_predecessors(store: HotStore, cut: Cut) -> Cut:
     depth = deepest_stack(store.layout.schema) - 1
     if not depth:
         return cut
-    reach = {e.writer: (e.start, e.stop) for e in cut.extents}
+    reach = {w: (e.start, e.stop) for w, e in hull(cut.extents).items()}
     for extent in cut.extents:
         _reach_back(store, extent, depth, reach)
     return Cut(tuple(Extent(w, *reach[w]) for w in sorted(reach)), cut.facts)

@@ -21,7 +21,7 @@ from recollect.records.heads import deepest_stack
 from recollect.records.layout import Layout
 from recollect.records.overlay import overlay
 from recollect.records.waiting import Waiting, plane_addresses
-from recollect.view import FactIndex, Ids, Slots, StepId, make_ids
+from recollect.view import Bool, Extent, FactIndex, Ids, Slots, StepId, make_ids
 from recollect.view.changes import among
 
 Tails = Callable[[Ids], list[tuple[Ids, Block]]]
@@ -45,10 +45,11 @@ class Growing:
 
     Attributes:
         stop: the slot of the next row.
+        origin: the same for all moments that only grew, one from the other.
     """
 
     def __init__(self, layout: Layout, last: int | None = None, first: int = 0) -> None:
-        self.last = last
+        self.last, self.origin = last, object()
         self.base = self.first = self.stop = first
         self._lay_out(layout)
         self._bits = np.array([lay.HOLE, lay.FINAL], np.int64)
@@ -206,6 +207,20 @@ class Growing:
         """Slots `[n]` of rows that may still be read, -1 for the others."""
         return GrownRows(self._moment()).find(ids)
 
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """The rows that may still be read, in order."""
+        return self._moment().cut_extents
+
+    def pieces(self, start: int, stop: int) -> list[tuple[Block, int, int]]:
+        """The blocks that hold slots `start` to `stop`, in order, as they were written."""
+        return GrownRows(self._moment()).pieces(start, stop)
+
+    def wait_as(self, older: Growing, gone: Callable[[Ids], Bool]) -> None:
+        """Takes over the waiting observations of the same slots elsewhere, but for those of steps that are `gone`."""
+        keep = ~gone(older._ids(older._waiting.slots))
+        self._waiting = Waiting(*(a[keep] for a in older._waiting))
+
     # -- another layout ------------------------------------------------------------------------------------
 
     def evolved(self, layout: Layout, translate: Translate) -> Growing:
@@ -306,6 +321,7 @@ class Growing:
         address, of, older = self._copies
         return Moment(
             **{n: r[n] for n in _ROWS[:7]},
+            origin=self.origin,
             layout=self.layout,
             base=self.base,
             first=self.first,

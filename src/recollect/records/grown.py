@@ -33,6 +33,7 @@ class Moment:
     """Rows `first` to `stop` (slots), and the arrays that hold them, by slot minus `base`.
 
     Attributes:
+        origin: of the rows; moments of one origin only grew, one from the other.
         address, block, flags, group, before, after, final: `[rows]`, see `links.take_rows`.
         keys: `[groups, 2]` the episodes.
         blocks: where rows lie; `planes` `[blocks, regions]` the addresses of their plane 0.
@@ -45,6 +46,7 @@ class Moment:
         waiting: next observations that wait in tails; the k-th is at slot `stop + k`.
     """
 
+    origin: object
     layout: Layout
     base: int
     first: int
@@ -334,7 +336,7 @@ class GrownAnchors:
     def changes(self, older: object) -> tuple[Slots, Slots] | None:
         """Sorted slots of rows that may be drawn here and not in an earlier moment of the same source, and of those
         that may be drawn there and not here. Costs what changed. None when `older` is no such moment."""
-        if not isinstance(older, GrownAnchors):
+        if not isinstance(older, GrownAnchors) or older.moment.origin is not self.moment.origin:
             return None
         first, seen = self.moment.first, older.moment.stop
         mine, theirs = self._left_slots, older._left_slots

@@ -13,6 +13,7 @@ from recollect.view.ids import (
     Ids,
     Slots,
     StepId,
+    hull,
     make_ids,
     merged,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "View",
     "Window",
     "described",
+    "hull",
     "make_ids",
     "merged",
 ]

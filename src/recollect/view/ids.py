@@ -136,6 +136,15 @@ def merged(extents: Iterable[Extent]) -> tuple[Extent, ...]:
     return tuple(out)
 
 
+def hull(extents: Iterable[Extent]) -> dict[int, Extent]:
+    """Writer → the one range that holds all its extents: they are several where rows between them are gone."""
+    out: dict[int, Extent] = {}
+    for e in extents:
+        known = out.get(e.writer, e)
+        out[e.writer] = Extent(e.writer, min(known.start, e.start), max(known.stop, e.stop))
+    return out
+
+
 def make_ids(writer: Any, seq: Any) -> Ids:
     """A structured id array from two integer arrays."""
     out = np.empty(len(seq), ID_DTYPE)

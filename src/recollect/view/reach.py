@@ -68,6 +68,17 @@ def without(ranges: Sequence[tuple[int, int]], taken: Sequence[tuple[int, int]])
     return tuple(out)
 
 
+def within(ranges: Sequence[tuple[int, int]], start: int, stop: int) -> Ranges:
+    """What of sorted ranges lies from `start` to `stop`. There may be many of them, of which few are looked at."""
+    out = []
+    for k in range(bisect.bisect_right(ranges, start, key=lambda r: r[1]), len(ranges)):
+        low, high = ranges[k]
+        if low >= stop:
+            break
+        out.append((max(low, start), min(high, stop)))
+    return tuple(out)
+
+
 def pack(extents: Iterable[Sequence[Any]]) -> list[list[Any]]:
     """`[writer, start, stop]` ranges as `[writer, start, length, gap, length, …]`, one list for neighbours of a writer
     that lie one behind the other. The order is kept."""

@@ -6,9 +6,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recollect.errors import CorruptionError
 from recollect.records.layout import column
+from recollect.view.reach import Ranges
 
 if TYPE_CHECKING:
     from recollect.hot.format.segment import Segment
@@ -26,6 +28,7 @@ class Checked:
         self._records, self._facts, self._heap = segment.records, segment.facts, segment.heap
         self._rows = np.zeros(segment.header.shape.rows, np.uint8)
         self._rows_to = self._facts_to = 0
+        self._gone_facts: NDArray[np.bool_] | None = None
         layout, shape = segment.layout, segment.header.shape
         paths = [leaf.path for leaf in layout.wide]
         self._of_rows: tuple[Any, ...] = (
@@ -41,6 +44,19 @@ class Checked:
             self._rows,
         )
 
+    def forgive(self, rows: Ranges, facts: Ranges) -> None:
+        """Passes over what is damaged and gone (`holes`): sorted ranges of numbers in the log, of rows whole frames."""
+        first, count = self._header.first_row, len(self._rows)
+        for start, stop in rows:
+            if start < first + count and stop > first:
+                self._rows[max(0, start - first) : stop - first] = 1
+        first, count = self._header.first_fact, self._header.shape.facts
+        for start, stop in facts:
+            if start < first + count and stop > first:
+                if self._gone_facts is None:
+                    self._gone_facts = np.zeros(count, np.bool_)
+                self._gone_facts[max(0, start - first) : stop - first] = True
+
     def whole_rows(self, start: int, stop: int) -> int:
         """The end of the run of whole frames that begins with the frame at row `start`. It may lie past `stop`, by the
         rest of a frame."""
@@ -53,6 +69,22 @@ class Checked:
 
     def whole_facts(self, start: int, stop: int) -> int:
         """The end of the run of whole facts that begins at `start`."""
+        gone = self._gone_facts
+        if gone is None:
+            return self._whole_facts(start, stop)
+        stop = min(stop, len(gone))
+        while start < stop:
+            if gone[start]:
+                start += 1
+                continue
+            left = np.flatnonzero(gone[start:stop])
+            end = start + int(left[0]) if len(left) else stop
+            start = self._whole_facts(start, end)
+            if start < end:
+                break
+        return start
+
+    def _whole_facts(self, start: int, stop: int) -> int:
         from recollect.records import checksums
 
         facts, heap, header = self._facts, self._heap, self._header
@@ -109,5 +141,5 @@ class Checked:
     def _raise(self, kind: str, seq: int) -> None:
         raise CorruptionError(
             f"{kind} {self._header.writer}:{seq} in {str(self._path)!r} does not have the checksum it carries",
-            remedy="`recollect verify` says what else is damaged; restore the workspace from a backup or a buffer",
+            remedy="`recollect verify NAME` says what else is damaged; with --repair the rest can be read again",
         )

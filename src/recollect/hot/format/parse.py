@@ -9,16 +9,18 @@ from typing import Any
 from recollect.hot.format.first import Resumption
 from recollect.hot.format.segment import RESUMPTION, Segment
 from recollect.view import EpisodeKey, Fact, StepId
+from recollect.view.reach import Ranges, without
 
 
-def parse_all(spans: Iterable[tuple[Segment, int]], start: int) -> list[Fact]:
-    """The facts from `start` on, each segment up to its own stop. Raises CorruptionError."""
+def parse_all(spans: Iterable[tuple[Segment, int]], start: int, gone: Ranges = ()) -> list[Fact]:
+    """The facts from `start` on that are not `gone`, each segment up to its own stop. Raises CorruptionError."""
     out = []
     for segment, stop in spans:
         first = segment.header.first_fact
         if stop > max(start, first):
             segment.checked.require_facts(stop - first)
-        out += [parse(segment, seq - first) for seq in range(max(start, first), stop)]
+            for low, high in without(((max(start, first), stop),), gone):
+                out += [parse(segment, seq - first) for seq in range(low, high)]
     return out
 
 

@@ -163,6 +163,7 @@ class Segment:
         self, path: Path, layout: Layout, header: Header, regions: dict[str, int], map_: mmap.mmap, fd: int
     ) -> None:
         self.path, self.layout, self.header, self.map, self.fd = path, layout, header, map_, fd
+        self.inode = header.inode
         shape = header.shape
         self._regions = regions
         self.control: NDArray[np.uint64] = np.frombuffer(map_, "<u8", 8, regions["control"])

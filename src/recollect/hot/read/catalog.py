@@ -20,7 +20,7 @@ from recollect.hot.read.compare import Difference, compare
 from recollect.hot.read.sidecar import Damaged, Sidecar
 from recollect.records.block import Block
 from recollect.records.layout import Layout
-from recollect.view import Cut, EpisodeKey, Extent, Fact, FactIndex
+from recollect.view import Cut, EpisodeKey, Extent, Fact, FactIndex, hull
 
 if TYPE_CHECKING:
     from recollect.hot.read.log import WriterLog
@@ -106,7 +106,7 @@ class Catalog:
             return [tuple(map(int, row)) for row in connection.execute(ask, key)]
 
         def use(state: State, found: list[Any]) -> OwnRows:
-            bounds = {e.writer: e for e in cut.extents}
+            bounds = hull(cut.extents)
             places = []
             for writer, first, stop in found:
                 if writer in bounds:
@@ -204,7 +204,7 @@ class Catalog:
         if evicted(state.items(), cut) > max(BATCH_ROWS, cut.rows):
             raise Damaged("most of what the index holds was evicted")
         stops = dict(cut.facts)
-        bounds = {e.writer: e for e in cut.extents}
+        bounds = hull(cut.extents)
         left_rows, left_facts = BATCH_ROWS, BATCH_FACTS
         for writer in sorted(bounds.keys() | stops.keys()):
             had = state.get(writer, _NONE)
@@ -229,6 +229,7 @@ class Catalog:
             )
             if not left_rows or not left_facts:
                 break
+        self._store.require_current()
         return BATCH_ROWS - left_rows + BATCH_FACTS - left_facts
 
     def _check(self, state: State) -> None:
@@ -242,14 +243,14 @@ class Catalog:
 
     def compare(self, cut: Cut) -> Difference | None:
         """How the index differs from the logs, None where it does not."""
-        starts = {e.writer: e.start for e in cut.extents}
+        bounds = hull(cut.extents)
 
         def fill(connection: sqlite3.Connection) -> None:
             state = _read_state(connection, "held.")
             self._check(state)
             for writer, had in state.items():
                 log = self._store.logs.get(writer)
-                start = had.rows if log is None else starts.get(writer, log.first.row)
+                start = had.rows if log is None else bounds[writer].start if writer in bounds else log.first.row
                 connection.execute("INSERT INTO writers VALUES (?, ?, ?, ?)", (writer, had.rows, had.facts, had.first))
                 if log is not None:
                     connection.executemany(_ADD_SPAN, spans(log, start, had.rows))
@@ -352,8 +353,9 @@ class Catalog:
 
 def evicted(indexed: Iterable[tuple[int, tuple[int, int, int]]], cut: Cut) -> int:
     """How many of the rows that an index knows, by writer (rows, facts, first), retention has taken since."""
-    starts = {e.writer: e.start for e in cut.extents}
-    return sum(max(0, starts.get(writer, rows) - first) for writer, (rows, _, first) in indexed)
+    bounds = hull(cut.extents)
+    starts = ((bounds[writer].start if writer in bounds else rows, first) for writer, (rows, _, first) in indexed)
+    return sum(max(0, start - first) for start, first in starts)
 
 
 def _append_rows(pieces: list[tuple[Block, int, int]], block: Block, low: int, rows: NDArray[np.int64]) -> None:
@@ -407,7 +409,8 @@ def spans(log: WriterLog, start: int, stop: int) -> Iterable[tuple[int, int, int
             ends = np.concatenate([begins[1:], [len(order)]]) - 1
             columns = (writers[begins], counters[begins], firsts[begins] + at, stops[ends] + at)
             for episode_writer, episode, first, end in zip(*(c.tolist() for c in columns), strict=True):
-                yield episode_writer, episode, log.writer, chunk, first, end
+                if episode_writer >= 0:  # otherwise rows that are gone
+                    yield episode_writer, episode, log.writer, chunk, first, end
             at += count
             low += count
 

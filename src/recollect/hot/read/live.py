@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recollect.errors import ArgumentError, CorruptionError, NotFound
+from recollect.hot.format.holes import among
 from recollect.hot.format.translate import translated
 from recollect.hot.read.log import WriterLog
 from recollect.hot.read.step_facts import StepFacts
@@ -23,8 +24,10 @@ from recollect.records.block import Block
 from recollect.records.grow import Growing
 from recollect.records.grown import GrownView
 from recollect.records.layout import Layout
-from recollect.view import Cut, Extent, Ids, Narrowing, StepId, View, make_ids, merged
+from recollect.records.renewed import renewed
+from recollect.view import Bool, Cut, Extent, Ids, Narrowing, StepId, View, hull, make_ids, merged
 from recollect.view.narrow import NarrowedSource, chosen
+from recollect.view.reach import Ranges, within, without
 
 SLICES = 64
 """Into how many parts the first window is cut: rows that were there before are ordered by time, part by part."""
@@ -66,6 +69,7 @@ class LiveSource:
         self._rows = rows
         self._is_behind = self._facts_are_new = False
         self._opened = -1
+        self._lost = -1
         self._logs: dict[int, WriterLog] = {}
         self._seen = dict(self._shown)
         self._facts_seen, self._facts = dict(facts), facts
@@ -100,6 +104,8 @@ class LiveSource:
             if self._is_torn:
                 self._go_back()
             work = self._news([])
+            if self._lost != self._store.lost:
+                work = self._renew(work)
             evolved = self._layout is not self._store.layout
             if self._view is not None and not (work or evolved or self._is_behind or self._facts_are_new):
                 return self._view
@@ -205,10 +211,10 @@ class LiveSource:
             seen = self._seen[writer]
             if rows > seen and not log.gone:
                 start = max(seen, known.get(writer, 0), log.first.row)
-                if rows > start:
-                    out.append(Extent(writer, start, rows))
+                if there := log.kept(start, rows):
+                    out += [Extent(writer, *part) for part in there]
                 elif writer not in known:
-                    self._seen[writer] = rows  # evicted
+                    self._seen[writer] = rows  # evicted, or gone otherwise
             elif sealed:
                 ended.add(writer)
             if facts > self._facts_seen.get(writer, 0):
@@ -300,7 +306,7 @@ class LiveSource:
     def _skip_to_newest(self, last: int) -> None:
         """Begins with the newest rows of all writers by time, as many as the window holds."""
         size = max(1, last // SLICES)
-        ends = {e.writer: (e.start, e.stop) for e in self._store.cut().extents}
+        ends = {w: (e.start, e.stop) for w, e in hull(self._store.cut().extents).items()}
         self._evolve()
         times = {w: self._time(w, stop - 1) for w, (_, stop) in ends.items()}
         taken: list[Extent] = []
@@ -318,7 +324,32 @@ class LiveSource:
                 del times[writer]
         for w, (_, stop) in ends.items():
             self._seen[w] = max((e.stop for e in taken if e.writer == w), default=stop)
-        self._take(taken[::-1])
+        logs = self._store.logs
+        self._take([Extent(e.writer, *part) for e in taken[::-1] for part in logs[e.writer].kept(e.start, e.stop)])
+
+    def _renew(self, work: list[Extent]) -> list[Extent]:
+        """Puts blank rows where rows that were taken in are gone since, each at its slot, and leaves those out that
+        were to be taken in."""
+        self._lost = self._store.lost
+        logs = self._store.logs
+        holes = {writer: log.holes for writer, log in list(logs.items()) if log.holes.holes}
+        if any(w in self._seen and h.rows and h.rows[0][0] < self._seen[w] for w, h in holes.items()):
+            self._is_torn = True
+
+            def unfollowed(ids: Ids) -> Bool:
+                out = np.zeros(len(ids), np.bool_)
+                for w, h in holes.items():
+                    out |= (ids["writer"] == w) & (among(h.unfollowed, ids["seq"]) | among(h.rows, ids["seq"]))
+                return out
+
+            def kept(e: Extent) -> Ranges:
+                return without(((e.start, e.stop),), holes[e.writer].rows if e.writer in holes else ())
+
+            self._steps.forget(lambda i: i.writer in holes and bool(within(holes[i.writer].rows, i.seq, i.seq + 1)))
+            self._rows = renewed(self._rows, kept, unfollowed)
+            self._unplaced, self._vain = list(self._steps), {}
+            self._is_behind, self._is_torn = True, False
+        return [Extent(e.writer, *part) for e in work for part in logs[e.writer].kept(e.start, e.stop)]
 
     def _time(self, writer: int, seq: int) -> int:
         ((block, row, _),) = self._store.log(writer).pieces(seq, seq + 1)

@@ -13,7 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from recollect.errors import CorruptionError, NotFound, StoreError
+from recollect.hot.format import holes as gone
 from recollect.hot.format.first import First, Resumption, read_first
+from recollect.hot.format.holes import Holes, read_holes
 from recollect.hot.format.layouts import Layouts
 from recollect.hot.format.parse import parse, parse_all
 from recollect.hot.format.seal import Seal, read_seal
@@ -22,8 +24,10 @@ from recollect.hot.format.tails import TailFile, damaged_slots, read_tails
 from recollect.hot.format.translate import Translation, Translations
 from recollect.hot.read.turns import Turns
 from recollect.records.block import Block, join_rows
+from recollect.records.gone import Gone, blanks
 from recollect.records.layout import FINAL, Layout
 from recollect.view import EpisodeKey, Fact, Ids, make_ids
+from recollect.view.reach import Ranges, within, without
 
 UNNOTICED = 1 << 62
 """Tick of what a log found evicted by itself, before its store noticed."""
@@ -37,16 +41,26 @@ class WriterLog:
         layout: what it was written in; the same for all its segments, since a writer keeps the schema it began with.
         rows, facts: published counts.
         first: where the log begins now; what is before it was evicted.
+        holes: rows and facts behind that which were damaged or deleted.
         gone: whether all of it was evicted, the folder too.
+
+    Args:
+        pins: `tick` is when the thread that asks pinned the store, where it did.
     """
 
-    def __init__(self, folder: Path, layouts: Layouts) -> None:
+    def __init__(self, folder: Path, layouts: Layouts, pins: threading.local | None = None) -> None:
         self.folder, self.layouts = folder, layouts
         self.layout = layouts.newest
         self.writer = int(folder.name, 16)
         self.segments: list[Segment] = []
         self.rows = self.facts = 0
         self.first = First()
+        self.holes = gone.NONE
+        self._pins = pins
+        self._pending: list[tuple[int, Holes]] = []
+        """Ticks at which more was noticed to be gone, and what was before: a thread that has pinned the store goes on
+        reading what its cut names."""
+        self._kept: tuple[tuple[Holes, int, int] | None, Ranges] = (None, ())
         self.gone = False
         self._seal: Seal | None = None
         self._turns = Turns()
@@ -98,6 +112,7 @@ class WriterLog:
         seal = read_seal(self.folder)
         if not self.segments:
             self._begin_at(read_first(self.folder))
+            self._see(read_holes(self.folder))
         if seal is not None:
             while self._next < seal.segments:
                 if not self._open_next():
@@ -108,7 +123,7 @@ class WriterLog:
                 self._turns.scanned = max(self._turns.scanned, seal.facts)
             self.rows, self.facts, self._seal = seal.rows, seal.facts, seal
             return
-        if not self.segments and not self._open_next() and next(self.folder.glob("*.seg"), None) is not None:
+        if not self.segments and not self._open_next() and self._has_files():
             raise self._missing()
         while self.segments:
             last, word = self.segments[-1], self.segments[-1].word
@@ -118,10 +133,14 @@ class WriterLog:
             if not (last.rolled and self._open_next()):
                 break
 
+    def _has_files(self) -> bool:
+        """Whether there are segment files that were not given up."""
+        return any(not self.holes.is_lost(path) for path in self.folder.glob("*.seg"))
+
     def _missing(self) -> CorruptionError:
         return CorruptionError(
             f"segment {self._next} of writer {self.writer} is missing in {str(self.folder)!r}",
-            remedy="Restore the workspace from a backup or a buffer",
+            remedy="Give it up: recollect verify NAME --repair; or restore the workspace from a backup or a buffer",
         )
 
     @property
@@ -158,12 +177,21 @@ class WriterLog:
     @property
     def _next(self) -> int:
         """Number of the segment after the newest one known."""
-        return self.segments[-1].header.index + 1 if self.segments else self.first.segment
+        return self.holes.skip(self.segments[-1].header.index + 1 if self.segments else self.first.segment)
 
     @property
     def lost(self) -> tuple[int, int] | None:
         """Rows `[start, stop)` that recovery found damaged and cut off."""
+        if self._seal is not None and self._seal.lost is None:
+            beyond = within(self.holes.rows, self._seal.rows, 1 << 62)
+            return beyond[0] if beyond else None
         return None if self._seal is None else self._seal.lost
+
+    @property
+    def end(self) -> int:
+        """Where the last row that is not gone ends."""
+        kept = self.kept(self.first.row, self.rows)
+        return kept[-1][1] if kept else self.first.row
 
     @property
     def agent(self) -> str:
@@ -186,7 +214,10 @@ class WriterLog:
     @property
     def kept_facts(self) -> int:
         """Facts that are still readable: those of the segments, and those carried over from evicted ones."""
-        return 0 if self.gone else self.facts - self.first.fact + len(self.first.facts)
+        if self.gone:
+            return 0
+        lost = gone.count(within(self.holes.facts, self.first.fact, self.facts))
+        return self.facts - self.first.fact - lost + len(self._carried())
 
     def _open_next(self) -> bool:
         while True:
@@ -206,8 +237,72 @@ class WriterLog:
             if self.segments and segment.layout is not self.layout:
                 raise CorruptionError(f"segment {str(path)!r} has another schema than those before it")
             self.layout = segment.layout
+            segment.checked.forgive(self.holes.damaged_rows, self.holes.facts)
             self.segments.append(segment)
             return True
+
+    # -- holes ---------------------------------------------------------------------------------------------
+
+    def kept(self, start: int, stop: int) -> Ranges:
+        """The rows from `start` to `stop` that are not gone."""
+        if not self.holes.rows:
+            return ((start, stop),) if start < stop else ()
+        asked = (self.holes, start, stop)
+        known, kept = self._kept
+        if known != asked:  # otherwise there is nothing new, and there may be many holes
+            kept = without(((start, stop),), within(self.holes.rows, start, stop))
+            self._kept = (asked, kept)
+        return kept
+
+    def _see(self, holes: Holes, tick: int | None = None) -> None:
+        """Takes note of what is gone. With a `tick` its rows stay readable here until `release(tick)`."""
+        if holes == self.holes:
+            return
+        if tick is not None:
+            self._pending.append((tick, self.holes))
+        self.holes = holes
+        for segment in self.segments:
+            segment.checked.forgive(holes.damaged_rows, holes.facts)
+        self._facts = [f for f in self._facts if not within(holes.facts, f.seq, f.seq + 1)]
+        if holes.facts:
+            self._turns = Turns(holes.facts)
+            self._turns.begin_at(self.first)
+            self._turns.scanned = self.first.fact
+
+    def _blanked(self) -> Holes:
+        """What reads as blank rows in this thread."""
+        tick = getattr(self._pins, "tick", None) if self._pending else None
+        if tick is None:
+            return self.holes
+        return next((before for when, before in self._pending if when > tick), self.holes)
+
+    def _renewed(self, segment: Segment) -> Segment:
+        """The segment, mapped anew where its file was written over since: without what was purged."""
+        try:
+            same = segment.path.stat().st_ino == segment.inode
+        except FileNotFoundError:  # evicted, or given up
+            return segment
+        if same:
+            return segment
+        new = Segment.open_(segment.path, self.layouts)
+        new.checked.forgive(self.holes.damaged_rows, self.holes.facts)
+        return new
+
+    def _carried(self) -> list[Fact]:
+        """The facts of evicted segments that are still there."""
+        lost = self.holes.facts
+        return [f for f in self.first.facts if not within(lost, f.seq, f.seq + 1)] if lost else [*self.first.facts]
+
+    def _blank(self, start: int, stop: int) -> Iterator[tuple[Block, int, int]]:
+        """Rows that are gone, from `start` to `stop`."""
+        lost = self._blanked().rows
+        begin = lost[bisect.bisect_right(lost, start, key=lambda r: r[1])][0]
+        at = begin - 1
+        times = [
+            s.records["time"][at - s.header.first_row] for s, end, _ in self._spans() if s.header.first_row <= at < end
+        ]
+        block = blanks(self.layout, Gone(self.writer, start, stop, int(times[0]) if times else 0))
+        yield block, 0, stop - start
 
     # -- eviction ------------------------------------------------------------------------------------------
 
@@ -222,6 +317,7 @@ class WriterLog:
                 self._watch()
                 return
             self._begin_at(read_first(self.folder), tick)
+            self._see(read_holes(self.folder), tick)
             if not self.sealed:
                 self._refresh()
             self._watch()
@@ -229,14 +325,18 @@ class WriterLog:
     def release(self, tick: int) -> None:
         """Lets go of what was noticed as evicted at `tick` or before."""
         with self._lock:
+            if self._pending:
+                self._pending = [(when, before) for when, before in self._pending if when > tick]
+                if not self._pending:  # nobody reads what may have been purged
+                    self.segments = [self._renewed(s) for s in self.segments]
             if self._past:
                 self._past = [p for p in self._past if p.tick > tick]
                 self._translations.keep(self._held_blocks())
 
     @property
     def is_held(self) -> bool:
-        """Whether evicted segments are still readable here."""
-        return bool(self._past)
+        """Whether evicted segments, or rows that are gone, are still readable here."""
+        return bool(self._past or self._pending)
 
     def _begin_at(self, first: First, tick: int = UNNOTICED) -> None:
         if first == self.first:
@@ -246,11 +346,11 @@ class WriterLog:
                 self._past.append(_Past(tick, segment, stop, fact_stop))
                 self.unlinked.append(weakref.ref(segment.map))
         self.segments = [s for s in self.segments if s.header.index >= first.segment]
-        self._facts = [*first.facts, *(f for f in self._facts if f.seq >= first.fact)]
+        self.first = first
+        self._facts = [*self._carried(), *(f for f in self._facts if f.seq >= first.fact)]
         self._turns.begin_at(first)
         self._parsed = max(self._parsed, first.fact)
         self.rows, self.facts = max(self.rows, first.row), max(self.facts, first.fact)
-        self.first = first
 
     def _spans(self) -> list[tuple[Segment, int, int]]:
         """The segments, with the rows and facts of the log that each ends with. Under the lock."""
@@ -278,15 +378,25 @@ class WriterLog:
         return out
 
     def _blocks(self, start: int, stop: int) -> Iterator[tuple[Block, int, int]]:
-        """What is readable here of rows `start` to `stop`."""
+        """What is readable here of rows `start` to `stop`; blank rows where they are gone."""
         with self._lock:  # so that no segment is met in both lists
             spans = [(p.segment, p.stop) for p in self._past] + [(s, end) for s, end, _ in self._spans()]
-        for segment, end in spans:
-            first = segment.header.first_row
-            low, high = max(start, first), min(stop, end)
-            if low < high:
-                segment.checked.require_rows(low - first, high - first)
-                yield segment.block, low - first, high - first
+            lost = within(self._blanked().rows, max(start, self.first.row), stop)
+        for a, b in without(((start, stop),), lost) if lost else ((start, stop),):
+            yield from self._blank_between(lost, start, a)
+            for segment, end in spans:
+                first = segment.header.first_row
+                low, high = max(a, first), min(b, end)
+                if low < high:
+                    segment.checked.require_rows(low - first, high - first)
+                    yield segment.block, low - first, high - first
+            start = b
+        if lost:
+            yield from self._blank_between(lost, start, stop)
+
+    def _blank_between(self, lost: Ranges, start: int, stop: int) -> Iterator[tuple[Block, int, int]]:
+        for low, high in within(lost, start, stop):
+            yield from self._blank(low, high)
 
     def pieces_in(self, layout: Layout, start: int, stop: int) -> list[tuple[Block, int, int]]:
         """The same rows in the layout of the schema's newest version: those of an older one through a translation.
@@ -300,7 +410,16 @@ class WriterLog:
             return written
         with self._lock:
             of = self._translations.of
-            out = [(of(block, self.layout, layout).read(low, high), low, high) for block, low, high in written]
+            out = [
+                (
+                    blanks(layout, block.owner)
+                    if isinstance(block.owner, Gone)
+                    else of(block, self.layout, layout).read(low, high),
+                    low,
+                    high,
+                )
+                for block, low, high in written
+            ]
             if len(self._translations) > len(self.segments) + len(self._past):
                 self._translations.keep(self._held_blocks())
             return out
@@ -314,7 +433,7 @@ class WriterLog:
     def read_facts(self, stop: int) -> list[Fact]:
         """Facts below `stop` that are still there, parsed once per process."""
         with self._lock:
-            self._facts += parse_all(self._fact_spans(stop), self._parsed)
+            self._facts += parse_all(self._fact_spans(stop), self._parsed, self.holes.facts)
             self._parsed = max(self._parsed, min(stop, self.facts))
             return self._facts[: bisect.bisect_left(self._facts, stop, key=lambda f: f.seq)]
 
@@ -327,7 +446,9 @@ class WriterLog:
             with self._lock:
                 if self.first is first:
                     return self.read_facts(stop)
-            return [*(f for f in first.facts if f.seq < stop), *parse_all(spans, first.fact)]
+                lost = self.holes.facts
+            carried = (f for f in first.facts if f.seq < stop and not within(lost, f.seq, f.seq + 1))
+            return [*carried, *parse_all(spans, first.fact, lost)]
 
         return read
 
@@ -339,15 +460,14 @@ class WriterLog:
         """Facts `start` to `stop` as far as they are readable here: those that were carried over from segments that are
         not, and the segments that hold the others, in order, with their rows there. Those come unchecked."""
         with self._lock:
-            carried = self.first.facts
+            carried, lost = self._carried(), self.holes.facts
             past = [(p.segment, p.fact_stop) for p in self._past]
             spans = past + self._fact_spans(stop)
         pieces = []
         for segment, end in spans:
             first = segment.header.first_fact
             low, high = max(start, first), min(stop, end)
-            if low < high:
-                pieces.append((segment, low - first, high - first))
+            pieces += [(segment, a - first, b - first) for a, b in without(((low, high),), lost) if low < high]
         low, high = (bisect.bisect_left(carried, n, key=lambda f: f.seq) for n in (start, stop))
         held = [(segment.header.first_fact, end) for segment, end in past]
         return [f for f in carried[low:high] if not any(a <= f.seq < b for a, b in held)], pieces
@@ -417,6 +537,7 @@ class WriterLog:
         """Observations that follow the given steps of this writer, as they were written: from the tail slots, or from
         the successors that overwrote them. Each record carries the id of the step that it follows."""
         with self._lock:
+            ids = ids[~gone.among(self.holes.unfollowed, ids["seq"])]
             files = self._open_tails(known=True)
             found, block = read_tails(files, ids, self.layout)
             if len(found) < len(ids):
@@ -489,6 +610,8 @@ class WriterLog:
             )
             if len(hit):
                 at = start + int(hit[0])
+                if piece.records["step"][at] != mine["step"] + 1:
+                    return None  # what came between is gone
                 return Block(piece.records[at : at + 1], piece.planes, piece.heap, piece.owner)
         return None
 

@@ -51,6 +51,10 @@ _BAD = (sqlite3.Error, Damaged, ValueError, TypeError, OverflowError)
 """What reading a bad file ends in: SQLite's own errors, or values of another kind than were written."""
 
 
+class Later(Exception):
+    """What was to be written is not of now: rows went meanwhile. Nothing is, and whoever asks next tries again."""
+
+
 class Stale(Damaged):
     """An index that may be whole, but was not made by this release on this boot for this file."""
 
@@ -100,6 +104,8 @@ class Sidecar:
                 return None if connection is None else _within(connection, "BEGIN IMMEDIATE", change)
             except RecollectError:
                 raise
+            except Later:
+                return None
             except _BAD as error:
                 self._after(error, "write")
                 return None
@@ -165,7 +171,7 @@ class Sidecar:
             if not create:
                 return None
             with contextlib.suppress(FileNotFoundError):
-                self._journal.unlink()
+                self.journal.unlink()
         self._connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA cell_size_check = ON")
         # What a power cut leaves is thrown away by its boot id, so nothing here waits for the disk.
@@ -189,7 +195,7 @@ class Sidecar:
             connection.execute(statement)
 
     @property
-    def _journal(self) -> Path:
+    def journal(self) -> Path:
         return self.path.with_name(self.path.name + "-journal")
 
     def _after(self, error: Exception, doing: Literal["read", "write"]) -> None:
@@ -207,7 +213,7 @@ class Sidecar:
 
     def _remove(self) -> None:
         self._disconnect()
-        for path in (self._journal, self.path):
+        for path in (self.journal, self.path):
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -229,3 +235,15 @@ def _within(connection: sqlite3.Connection, begin: str, work: Callable[[sqlite3.
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
         raise
+
+
+def drop_index(path: Path, wait_s: float = 10.0) -> bool:
+    """Removes an index that says what is no more. False where another process was writing it all the time."""
+    end = time.monotonic() + wait_s
+    file = Sidecar(path, "", 0)
+    while path.exists() or file.journal.exists():
+        if not file.discard():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.005)
+    return True

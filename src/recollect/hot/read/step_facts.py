@@ -40,6 +40,10 @@ class StepFacts:
         """Field → newest value, for each step that has facts."""
         return {i: {name: value for name, (_, value) in self._of[i].items()} for i in steps if i in self._of}
 
+    def forget(self, gone: Callable[[StepId], bool]) -> None:
+        """Forgets what is about rows that are gone."""
+        self._of = {i: newest for i, newest in self._of.items() if not gone(i)}
+
     def prune(self, find: Callable[[Ids], Slots], waiting: Iterable[StepId]) -> None:
         """Forgets what is about rows that are gone: neither found (-1) nor waited for. It looks once there may be twice
         as many as were left the last time, so that a fact costs the same however many there are."""

@@ -22,11 +22,13 @@ from recollect.hot.format.targets import read_home
 from recollect.hot.read import catalog
 from recollect.hot.read.catalog import Catalog
 from recollect.hot.read.log import WriterLog
+from recollect.hot.read.sidecar import Later
 from recollect.records.block import Block, join_rows
 from recollect.records.build import Changed, build_view, unchanged
 from recollect.records.layout import Layout
 from recollect.records.overlay import overlay
 from recollect.view import Cut, EpisodeKey, Extent, Fact, FactIndex, Ids, View
+from recollect.view.reach import Ranges, within
 
 SETTLED_NS = 1_000_000_000
 """How old a folder's time of change must be before it is believed: file systems count in ticks of some milliseconds."""
@@ -41,12 +43,14 @@ class State(NamedTuple):
         facts: writer → what reads the facts of the cut, whatever is evicted meanwhile.
         firsts: writer → row that its log began with.
         gone_rows: rows of the logs that were gone.
+        holes: writer → rows behind that which are gone, of the logs that have such.
     """
 
     cut: Cut
     facts: dict[int, Callable[[], list[Fact]]]
     firsts: dict[int, int]
     gone_rows: int
+    holes: dict[int, Ranges]
 
 
 class HotStore:
@@ -58,6 +62,7 @@ class HotStore:
         logs: by writer; one that is gone is among them only while somebody has the store pinned.
         opened: logs opened so far; it never goes back, not even in a forked child.
         evicted: what is known of logs that are gone.
+        lost: counts how often rows or facts were found to be gone of logs that are there.
     """
 
     def __init__(self, folder: Path, layouts: Layouts, name: str = "") -> None:
@@ -75,9 +80,12 @@ class HotStore:
         self._growing: list[WriterLog] = []
         self._scanned_ns = -1
         self.evicted = Evicted()
+        self.lost = 0
         self._seen: tuple[int, int] | None = None
         self._tick = 0
         self._pins: dict[object, int] = {}
+        self._mine = threading.local()
+        """`tick` of the oldest pin of the thread that asks."""
         self._holds = False
         """Whether something evicted is kept readable for those who have the store pinned."""
         self._unlinked: list[weakref.ref[mmap.mmap]] = []
@@ -130,7 +138,7 @@ class HotStore:
             if writer in self.logs or writer in self.evicted.leaving:
                 continue
             if any((path / name).exists() for name in ("00000000.seg", first.NAME)) or _was_log(path):
-                log = self.logs[writer] = WriterLog(path, self.layouts)
+                log = self.logs[writer] = WriterLog(path, self.layouts, self._mine)
                 self._growing.append(log)
                 self.opened += 1
             else:
@@ -147,7 +155,8 @@ class HotStore:
         with self._lock:
             cut, starts = self._published()
             facts = {writer: self.logs[writer].later_facts(stop) for writer, stop in cut.facts}
-            return State(cut, facts, starts, self.evicted.rows)
+            holes = {w: within(log.holes.rows, starts[w], log.rows) for w, log in self.logs.items() if w in starts}
+            return State(cut, facts, starts, self.evicted.rows, {w: rows for w, rows in holes.items() if rows})
 
     def _published(self) -> tuple[Cut, dict[int, int]]:
         """The cut, and the row that each log begins with."""
@@ -156,7 +165,7 @@ class HotStore:
         stops = self.with_predecessors({log.writer: log.rows for log in logs})
         starts = {w: self.logs[w].first.row for w in stops}
         cut = Cut(
-            tuple(Extent(w, starts[w], stop) for w, stop in sorted(stops.items()) if stop > starts[w]),
+            tuple(Extent(w, a, b) for w, stop in sorted(stops.items()) for a, b in self.logs[w].kept(starts[w], stop)),
             tuple((log.writer, log.facts) for log in logs if log.facts),
         )
         return cut, starts
@@ -228,13 +237,19 @@ class HotStore:
         """While it lasts, what a cut made within names can be read, whatever is evicted meanwhile."""
         return Pin(self)
 
-    def _pin(self, pin: object) -> None:
+    def _pin(self, pin: object) -> int | None:
+        """Returns the tick that the thread had pinned before, None for none."""
         with self._lock:
+            self._notice()  # what went before somebody asks is gone for him
+            before: int | None = getattr(self._mine, "tick", None)
             self._pins[pin] = self._tick
+            self._mine.tick = self._tick if before is None else before
+            return before
 
-    def _unpin(self, pin: object) -> None:
+    def _unpin(self, pin: object, before: int | None) -> None:
         with self._lock:
             self._pins.pop(pin, None)  # a forked child has begun anew
+            self._mine.tick = before
             if self._holds:
                 self._release()
 
@@ -259,11 +274,22 @@ class HotStore:
         self._seen, self._tick = seen, self._tick + 1
         self.evicted = read_evicted(self.folder)
         for log in self.logs.values():
+            before = log.holes
             log.notice(self._tick, gone=log.writer in self.evicted.leaving)
+            self.lost += log.holes is not before
             self._unlinked += log.unlinked
             log.unlinked.clear()
         self._unlinked = [ref for ref in self._unlinked if ref() is not None]
         self._release()
+
+    def require_current(self) -> None:
+        """Raises Later where rows or facts went since the last look: what was read then may hold what was purged."""
+        try:
+            now = signature(self._note)
+        except OSError:
+            now = None
+        if now != self._seen:
+            raise Later
 
     def _release(self) -> None:
         tick = min(self._pins.values(), default=self._tick)
@@ -340,8 +366,8 @@ class HotStore:
         """An immutable view of a cut, of all that is published when None. Raises NotFound for evicted rows."""
         with self.pinned():
             if cut is None:
-                cut, later, _, _ = self.state()
-                facts = list(later.values())
+                state = self.state()
+                cut, facts = state.cut, list(state.facts.values())
             else:
                 facts = [log.later_facts(stop) for log, stop in self._fact_logs(cut.facts)]
             self.layouts.refresh()
@@ -360,16 +386,17 @@ class HotStore:
 class Pin:
     """What `HotStore.pinned` returns; a class of its own, because a refresh with nothing new takes one."""
 
-    __slots__ = ("_store",)
+    __slots__ = ("_before", "_store")
 
     def __init__(self, store: HotStore) -> None:
         self._store = store
+        self._before: int | None = None
 
     def __enter__(self) -> None:
-        self._store._pin(self)
+        self._before = self._store._pin(self)
 
     def __exit__(self, *error: object) -> None:
-        self._store._unpin(self)
+        self._store._unpin(self, self._before)
 
 
 def _after_fork() -> None:

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from recollect.hot.format.first import First, Resumption
+from recollect.hot.format.holes import among
 from recollect.hot.format.parse import resumption
 from recollect.hot.format.segment import RESUMPTION, VALUES, Segment
 from recollect.view import EpisodeKey
+from recollect.view.reach import Ranges
 
 
 class Turns:
@@ -19,9 +21,13 @@ class Turns:
         resumed: episodes that go on in this log, each with its resumptions here, oldest first.
         closed: episodes that were closed here and not resumed here since → number of the fact that says so.
         scanned: facts below it were looked at, were evicted, or are known to be neither.
+
+    Args:
+        gone: ranges of facts that are not looked at.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gone: Ranges = ()) -> None:
+        self.gone = gone
         self.resumed: dict[EpisodeKey, list[Resumption]] = {}
         self.closed: dict[EpisodeKey, int] = {}
         self.scanned = 0
@@ -41,7 +47,8 @@ class Turns:
             if low >= high:
                 continue
             segment.checked.require_facts(high)
-            for row in (low + np.flatnonzero(segment.facts["kind"][low:high] != VALUES)).tolist():
+            rows = low + np.flatnonzero(segment.facts["kind"][low:high] != VALUES)
+            for row in rows[~among(self.gone, rows + first)].tolist():
                 if segment.facts["kind"][row] == RESUMPTION:
                     found = resumption(segment, row)
                     self.closed.pop(found.key, None)

@@ -26,6 +26,7 @@ from recollect.hot.format.files import (
     writers_folders,
 )
 from recollect.hot.format.first import read_first
+from recollect.hot.format.holes import read_holes
 from recollect.hot.format.layouts import Layouts
 from recollect.hot.format.room import give_back_zeros
 from recollect.hot.format.seal import Seal, read_seal, seal
@@ -97,7 +98,7 @@ def recover(folder: Path, layouts: Layouts) -> list[Recovery]:
                 continue
             with lock:
                 if not _is_sealed(path) and path.is_dir():
-                    out.append(_recover_one(path, layouts))
+                    out.append(recover_log(path, layouts))
         _remove_abandoned(folder)
     return out
 
@@ -109,10 +110,11 @@ def _is_sealed(path: Path) -> bool:
         return False
 
 
-def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
+def recover_log(folder: Path, layouts: Layouts) -> Recovery:
+    """Seals one log whose writer is dead; its lock is held by whoever calls. Passes over what is known to be gone."""
     for leftover in folder.glob(".*.new"):
         leftover.unlink(missing_ok=True)
-    first, writer = read_first(folder), int(folder.name, 16)
+    first, holes, writer = read_first(folder), read_holes(folder), int(folder.name, 16)
     tails = sorted(folder.glob("*.tails"))
     rows, facts, segments, checked, lost_segments = first.row, first.fact, first.segment, 0, 0
     unsynced, readable, flush_failed = [], [], False
@@ -122,6 +124,12 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
     for path in sorted(folder.glob("*.seg")):
         index = int(path.stem)
         if index < first.segment:
+            continue
+        while next_index <= index and (behind := holes.behind(next_index)) is not None:
+            next_index += 1
+            if whole:
+                (rows, facts), segments = behind, next_index
+        if index < next_index:
             continue
         lost_segments += index - next_index
         next_index = index + 1
@@ -133,13 +141,14 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
         except StoreError:
             if read_first(folder) == first:
                 raise
-            return _recover_one(folder, layouts)  # an eviction moved the beginning meanwhile
+            return recover_log(folder, layouts)  # an eviction moved the beginning meanwhile
         except CorruptionError:
             whole = False
             lost_segments += 1
             continue
         readable.append(segment)
         flush_failed = flush_failed or segment.flush_state != 0
+        segment.checked.forgive(holes.damaged_rows, holes.facts)
         header, shape, layout = segment.header, segment.header.shape, segment.layout
         if header.writer != writer:
             whole = False
@@ -167,10 +176,14 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
         if moved or (end, fact_end) != (from_row, from_fact):
             unsynced.append(path)
         rows, facts, segments = header.first_row + end, header.first_fact + fact_end, segments + 1
+    while (behind := holes.behind(next_index)) is not None:
+        next_index += 1
+        if whole:
+            (rows, facts), segments = behind, next_index
     if next_index == first.segment and tails and not first.segment:
         lost_segments = 1  # tails are made after the first segment
     if lost_segments and read_first(folder) != first:
-        return _recover_one(folder, layouts)
+        return recover_log(folder, layouts)
     lost = (rows, counted_rows) if counted_rows > rows else None
     lost_facts = max(0, counted_facts - facts)
     lost_tails = damaged_slots(tails, layout)

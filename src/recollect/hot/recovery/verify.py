@@ -17,6 +17,8 @@ from recollect.hot.format.evicted import read_evicted
 from recollect.hot.format.files import WRITER, is_locked, writers_folders
 from recollect.hot.format.first import NAME as FIRST
 from recollect.hot.format.first import First, read_first
+from recollect.hot.format.holes import NAME as HOLES
+from recollect.hot.format.holes import NONE, Holes, count, is_whole, read_holes
 from recollect.hot.format.layouts import Layouts
 from recollect.hot.format.seal import NAME as SEAL
 from recollect.hot.format.seal import Seal, read_seal
@@ -25,6 +27,7 @@ from recollect.hot.format.tails import TailFile, read_tails
 from recollect.hot.format.targets import damaged_cursors, read_home
 from recollect.records.layout import FINAL, HAS_NEXT, TERMINATED, TRUNCATED, frame_rows
 from recollect.view import EpisodeKey, Extent, merged
+from recollect.view.reach import within, without
 
 Level: TypeAlias = Literal["lost", "repairable", "harmless"]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -32,8 +35,9 @@ Progress: TypeAlias = Callable[[int, int], None]
 CHUNK_ROWS = 1 << 16
 LEFT_OVER_S = 60.0
 """Age at which a file that should have got its name is taken for a leftover."""
-_RESTORE = "Restore the workspace from a backup, or read what was promoted from its buffer"
-_GONE = "Restore the workspace from a backup if they are needed; what is there can be used"
+_RESTORE = "Restore the workspace from a backup, or give up what is damaged: recollect verify NAME --repair"
+_GONE = "What is there can be used; --repair takes note of what is not, a backup may have it"
+_REPAIR = "Run recollect verify NAME --repair"
 _OPEN = "Open the workspace: recovery goes by the rows that are whole"
 
 
@@ -102,7 +106,7 @@ def verify_logs(path: Path, layouts: Layouts | None, progress: Progress | None =
     checks = []
     for log in writers_folders(folder):
         if layouts is not None and int(log.name, 16) not in leaving:
-            checks.append(_LogCheck(log, layouts, found))
+            checks.append(LogCheck(log, layouts, found))
     total = sum(check.published for check in checks)
     for check in checks:
         check.run(lambda rows: None if progress is None else progress(rows, max(rows, total)))
@@ -146,7 +150,7 @@ def _is_old(path: Path) -> bool:
         return False
 
 
-class _LogCheck:
+class LogCheck:
     """The check of one writer's log. What counts as published is read when it is made; the log may grow meanwhile."""
 
     def __init__(self, folder: Path, layouts: Layouts, found: Findings) -> None:
@@ -157,10 +161,15 @@ class _LogCheck:
         self.first_is_damaged = False
         self.seal: Seal | None = None
         self._read_seal()
+        self.holes = self._read_holes()
+        self.untailed: set[int] = set()
+        """Steps whose waiting observation is lost."""
         self.segments: list[_Part] = []
         first = self._read_first()
         self.beyond: list[Path] = []
         for file in sorted(folder.glob("*.seg")):
+            if self.holes.is_lost(file):
+                continue
             if self.seal is not None and file.name >= f"{self.seal.segments:08d}":
                 self.beyond.append(file)
             elif file.name >= f"{first.segment:08d}":
@@ -225,6 +234,18 @@ class _LogCheck:
         except CorruptionError as e:
             self.found.add("repairable", self._name(self.folder / SEAL), e.message, _OPEN)
 
+    def _read_holes(self) -> Holes:
+        """What is known to be gone, which is passed over."""
+        try:
+            holes = read_holes(self.folder)
+        except CorruptionError as e:
+            self.found.add("lost", self._name(self.folder / HOLES), e.message, e.remedy or "")
+            return NONE
+        if not is_whole(self.folder):
+            what = "the note of what is gone and its copy do not say the same"
+            self.found.add("repairable", self._name(self.folder / HOLES), what, _REPAIR)
+        return holes
+
     def _read_first(self) -> First:
         try:
             return read_first(self.folder)
@@ -259,16 +280,18 @@ class _LogCheck:
         if header.writer != self.writer or f"{header.index:08d}.seg" != file.name:
             self.found.add("lost", self._name(file), "the segment belongs elsewhere", _RESTORE)
             return
+        segment.checked.forgive(self.holes.damaged_rows, self.holes.facts)
         durable = segment.durable_word  # before the counter, which it must not pass
         word = segment.word
         self.segments.append(_Part(segment, self._name(file), durable, word))
 
     def _continuity(self) -> None:
         """Where each segment's rows and facts end, by its successor, the seal or its own counter."""
-        rows, facts = self.first.row, self.first.fact
+        rows, facts, number, holes = self.first.row, self.first.fact, self.first.segment, self.holes
         for k, part in enumerate(self.segments):
             header = part.segment.header
-            if header.index != (self.segments[k - 1].segment.header.index + 1 if k else self.first.segment):
+            rows, facts, number = holes.pass_over(rows, facts, number)
+            if header.index != number:
                 gap = (Extent(self.writer, rows, header.first_row),)
                 self.found.add("lost", part.name, "a segment before it is missing", _RESTORE, gap)
             elif (header.first_row, header.first_fact) != (rows, facts):
@@ -277,10 +300,13 @@ class _LogCheck:
                 self.found.add("lost", part.name, f"it begins elsewhere than {said}", _RESTORE, gap)
             if self.seal is not None:
                 after = self.segments[k + 1].segment.header if k + 1 < len(self.segments) else None
-                if after is None or after.index == header.index + 1:
+                if (behind := holes.behind(header.index + 1)) is not None:
+                    part.end_at(*behind)
+                elif after is None or after.index == header.index + 1:
                     ends = (self.seal.rows, self.seal.facts) if after is None else (after.first_row, after.first_fact)
                     part.end_at(*ends)
-            rows, facts = header.first_row + part.rows, header.first_fact + part.facts
+            rows, facts, number = header.first_row + part.rows, header.first_fact + part.facts, header.index + 1
+        rows, facts, _ = holes.pass_over(rows, facts, number)
         if self.seal is not None and (rows < self.seal.rows or facts < self.seal.facts):
             gap = (Extent(self.writer, rows, self.seal.rows),)
             what = f"the seal counts {self.seal.rows:,} rows and {self.seal.facts:,} facts, the segments end before"
@@ -328,8 +354,9 @@ class _LogCheck:
             end = _whole_rows(part.segment, at, part.rows)
             for low in range(at, end, CHUNK_ROWS):
                 high = min(end, low + CHUNK_ROWS)
-                self._follow(records[low:high], part.first + low)
-                self.found.rows += high - low
+                for a, b in without(((part.first + low, part.first + high),), self.holes.rows):
+                    self._follow(records[a - part.first : b - part.first], a)
+                    self.found.rows += b - a
                 progress(self.found.rows)
             if end < part.rows:
                 # Nothing tells how long a damaged frame was: the next whole one is looked for.
@@ -363,7 +390,7 @@ class _LogCheck:
         for row in range(part.facts):
             if part.segment.checked.whole_facts(row, row + 1) == row:
                 bad.append(first + row)
-        self.found.facts += part.facts - len(bad)
+        self.found.facts += part.facts - len(bad) - count(within(self.holes.facts, first, first + part.facts))
         if bad:
             shown = ", ".join(f"{self.writer}:{seq}" for seq in bad[:8]) + (" …" if len(bad) > 8 else "")
             self.found.add("lost", part.name, f"{len(bad):,} facts fail their checksum: {shown}", _RESTORE)
@@ -387,11 +414,13 @@ class _LogCheck:
         if missing:
             ids = np.array([(self.writer, seq) for seq in sorted(missing)], dtype=[("writer", "<i8"), ("seq", "<i8")])
             missing -= {seq for _, seq in read_tails(files, ids, self.layout)[0].tolist()}
+        missing -= {seq for seq in missing if within(self.holes.unfollowed, seq, seq + 1)}
         if missing and not (self.live and self._moved()):
             rows = [Extent(self.writer, seq, seq + 1) for seq in sorted(missing)]
             what = f"the observations that waited after {len(missing):,} steps are gone, which cannot be drawn"
             name = self._name(self.folder / "00000000.tails")
             if min(missing) < self._durable_rows() or self._slots_were_damaged_since(files):
+                self.untailed = missing
                 self.found.add("lost", name, what, _RESTORE, rows)
             elif self.seal is None:
                 self.found.add("repairable", name, f"{what}; no sync had reached them", _OPEN, rows)

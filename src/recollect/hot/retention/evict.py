@@ -134,13 +134,20 @@ def _parcels(log: WriterLog, mark: Mark) -> list[Parcel]:
         stop = log.rows if last else segments[k + 1].header.first_row
         fact_stop = log.facts if last else segments[k + 1].header.first_fact
         newest = segment.header.created_ns
-        if stop > first:
-            newest = max(newest, int(segment.records["time"][stop - first - 1]))
-        if fact_stop > fact:
+        shape, kept = segment.header.shape, log.kept(first, stop)  # it may end before a segment that was given up
+        if kept:
+            newest = max(newest, int(segment.records["time"][min(kept[-1][1] - first, shape.rows) - 1]))
+        if fact_stop > fact and not log.holes.facts:
             newest = max(newest, int(segment.facts["time"][fact_stop - fact - 1]))
-        promoted = not mark.lacking(first, stop) and stop <= mark.rows and fact_stop <= mark.facts
+        end = kept[-1][1] if kept else first
+        promoted = not _lacking(log, mark, first, stop) and end <= mark.rows and fact_stop <= mark.facts
         out.append(Parcel(stop - first, fact_stop - fact, disk_bytes(segment.path), newest, promoted))
     return out
+
+
+def _lacking(log: WriterLog, mark: Mark, start: int, stop: int) -> int:
+    """How many of a log's rows are there and not promoted."""
+    return sum(mark.lacking(a, b) for a, b in log.kept(start, stop))
 
 
 class _Pass:
@@ -194,7 +201,7 @@ class _Pass:
                 resumed=self._still_resumed(log) if count else log.first.resumed,
                 closed=self._still_closed(log) if count else log.first.closed,
                 evicted_facts=fact - len(kept),
-                dropped_rows=note.dropped_rows + mark.lacking(log.first.row, row),
+                dropped_rows=note.dropped_rows + _lacking(log, mark, log.first.row, row),
                 dropped_facts=note.dropped_facts + missed,
             )
             if log.sealed and count == len(log.segments) and not kept:
@@ -334,9 +341,9 @@ class _Pass:
             _remove(folder, writer)
         for writer, first in changed.items():
             log = self.logs[writer]
-            for segment in log.segments:
-                if segment.header.index < first.segment:
-                    segment.path.unlink(missing_ok=True)
+            for path in log.folder.glob("*.seg"):  # those that were given up are in no list
+                if path.name < f"{first.segment:08d}":
+                    path.unlink(missing_ok=True)
             if log.sealed and log.segments and log.segments[-1].header.index < first.segment:
                 for path in log.folder.glob("*.tails"):
                     path.unlink(missing_ok=True)

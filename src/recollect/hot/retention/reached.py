@@ -29,7 +29,7 @@ def highest(
         records: rows of one log, in order; `writer` whose log that is.
         resumed: episodes that were resumed in that log.
     """
-    shared = records["episode_writer"] != writer
+    shared = (records["episode_writer"] != writer) & (records["episode_writer"] >= 0)  # below are rows that are gone
     own = [key.counter for key in resumed if key.writer == writer]
     if own:
         shared |= np.isin(records["episode"], own)

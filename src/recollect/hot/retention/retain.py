@@ -17,6 +17,7 @@ from recollect.hot.format.background import Background
 from recollect.hot.format.files import os_errors
 from recollect.hot.format.targets import read_cursors, read_home
 from recollect.hot.keep import Keep
+from recollect.hot.read.log import WriterLog
 from recollect.hot.read.store import HotStore
 from recollect.hot.retention.evict import LOCK, Eviction, evict, weigh
 from recollect.hot.write.writer import Writer
@@ -69,6 +70,12 @@ class Retention:
     targets: tuple[TargetStats, ...]
     skipped: int
     problem: str
+
+
+def _lacking(mark: Mark, log: WriterLog) -> int:
+    """Rows that a buffer lacks and that are not gone for another reason than eviction."""
+    kept = log.kept(log.first.row, log.rows)
+    return mark.lacking(0, log.first.row) + sum(mark.lacking(a, b) for a, b in kept)
 
 
 class Retainer:
@@ -150,7 +157,7 @@ class Retainer:
             TargetStats(
                 c.uri,
                 c.version,
-                sum(c.marks.get(log.writer, Mark()).lacking(0, log.rows) for log in logs),
+                sum(_lacking(c.marks.get(log.writer, Mark()), log) for log in logs),
                 c.uri == at_home,
             )
             for c in read_cursors(self._path)

@@ -23,7 +23,7 @@ from recollect.records.block import Block
 from recollect.records.heads import deepest_stack
 from recollect.records.layout import FINAL, HAS_NEXT, TERMINATED, TRUNCATED, Layout, column
 from recollect.schema import Frames
-from recollect.view import Cut, EpisodeKey, Extent, StepId, make_ids
+from recollect.view import Cut, EpisodeKey, Extent, StepId, hull, make_ids
 
 if TYPE_CHECKING:
     from recollect.hot.read.log import WriterLog
@@ -93,7 +93,7 @@ def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoin
             waiting = store.tails(make_ids([last.id.writer], [last.id.seq]), layout)[1]
     turns = {log.writer: log.resumed.get(key, []) for log in list(store.logs.values()) if not log.gone}
     concerned = sorted({e.writer for e in extents} | {w for w, found in turns.items() if found or w == key.writer})
-    stops = {e.writer: e.stop for e in cut.extents}
+    stops = {w: e.stop for w, e in hull(cut.extents).items()}
     for log in (store.logs[w] for w in concerned if w in store.logs):
         if not log.sealed:
             _flush(log)
@@ -185,8 +185,11 @@ def _require_next(store: HotStore, key: EpisodeKey, cut: Cut, rows: list[_Row], 
         raise EpisodeError(f"the rows of episode {name!r} were evicted", remedy=another)
     if following < (reached := gone.reached.get(key, 0)):
         raise EpisodeError(
-            f"steps {following} to {reached - 1} of episode {name!r}, its newest, were evicted", remedy=another
+            f"steps {following} to {reached - 1} of episode {name!r}, its newest, were evicted or deleted",
+            remedy=another,
         )
+    if _may_have_more(store, key, rows):
+        raise EpisodeError(f"the newest steps of episode {name!r} may be among damaged rows", remedy=another)
     if steps and steps[-1].flags & (TERMINATED | TRUNCATED):
         raise EpisodeError(f"episode {name!r} has ended", remedy=another)
     reach = min(deepest_stack(store.layout.schema) - 1, following)
@@ -194,6 +197,24 @@ def _require_next(store: HotStore, key: EpisodeKey, cut: Cut, rows: list[_Row], 
         raise EpisodeError(
             f"the frames that the next step of episode {name!r} reaches back to were evicted", remedy=another
         )
+
+
+def _may_have_more(store: HotStore, key: EpisodeKey, rows: list[_Row]) -> bool:
+    """Whether rows or facts of a log that could grow the episode are damaged, behind its rows there."""
+    last: dict[int, int] = {}
+    for row in rows:
+        last[row.id.writer] = max(row.id.seq, last.get(row.id.writer, -1))
+    for log in list(store.logs.values()):
+        holes = log.holes
+        if log.gone or not holes.holes:
+            continue
+        if not log.sealed and any(hole.damaged and hole.facts for hole in holes.holes):
+            return True  # it may hold the episode open, and nobody knows
+        own = log.writer == key.writer or log.writer in last or key in log.resumed
+        lost = holes.damaged_rows
+        if own and lost and lost[-1][1] > max(last.get(log.writer, -1), log.first.row):
+            return True
+    return False
 
 
 def _rows(records: NDArray[np.void]) -> list[_Row]:
