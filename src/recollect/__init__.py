@@ -26,7 +26,9 @@ _HOME = {
     "EpisodeKey": "view",
     "EpisodeRecord": "recall.results",
     "Extent": "view",
+    "FrameStack": "transforms",
     "Frames": "schema",
+    "HindsightRelabel": "transforms",
     "Hits": "recall.results",
     "Json": "schema",
     "Keep": "hot.keep",
@@ -34,14 +36,19 @@ _HOME = {
     "Loader": "loader",
     "Mixture": "samplers",
     "NStep": "transforms",
+    "Normalize": "transforms",
+    "Previous": "transforms",
     "Prioritized": "samplers",
     "Ragged": "schema",
     "Receipt": "samplers",
     "Recent": "samplers",
+    "Relabel": "transforms",
     "Reservoir": "samplers",
+    "ReturnsToGo": "transforms",
     "Schema": "schema",
     "Sequence": "samplers",
     "Snapshot": "promote.result",
+    "Statistics": "view.statistics",
     "Step": "recall.results",
     "StepId": "view",
     "Stratified": "samplers",
@@ -82,8 +89,9 @@ if TYPE_CHECKING:
         Uniform,
     )
     from recollect.schema import Embedding, Frames, Json, Ragged, Schema, Tensor, Text
-    from recollect.transforms import NStep
+    from recollect.transforms import FrameStack, HindsightRelabel, Normalize, NStep, Previous, Relabel, ReturnsToGo
     from recollect.view import Cut, EpisodeKey, Extent, StepId, View
+    from recollect.view.statistics import Statistics
     from recollect.workspace import Workspace
 
 __all__ = [
@@ -95,7 +103,9 @@ __all__ = [
     "EpisodeKey",
     "EpisodeRecord",
     "Extent",
+    "FrameStack",
     "Frames",
+    "HindsightRelabel",
     "Hits",
     "Json",
     "Keep",
@@ -103,14 +113,19 @@ __all__ = [
     "Loader",
     "Mixture",
     "NStep",
+    "Normalize",
+    "Previous",
     "Prioritized",
     "Ragged",
     "Receipt",
     "Recent",
+    "Relabel",
     "Reservoir",
+    "ReturnsToGo",
     "Schema",
     "Sequence",
     "Snapshot",
+    "Statistics",
     "Step",
     "StepId",
     "Stratified",

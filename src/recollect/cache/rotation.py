@@ -73,11 +73,12 @@ class Rotation:
     def schema(self) -> Schema:
         return self.version.layout.schema
 
-    def bind(self, *, seed: int, batch_size: int, reach: int) -> BoundRotation:
+    def bind(self, *, seed: int, batch_size: int, reach: int, depth: int = 1) -> BoundRotation:
         """The source of views for one loader. Reads the system columns of every row.
 
         Args:
             reach: steps after an anchor that its windows hold.
+            depth: steps of its deepest stack, where that is deeper than the schema's.
 
         Raises:
             DiskFull: `resident_bytes` has no room for one block and the spare ones.
@@ -91,7 +92,7 @@ class Rotation:
                 f"{self.resident_bytes:,} were given",
                 remedy=f"Give it {(1 + SPARE) * largest:,} bytes or more: RECOLLECT_CACHE_BYTES, or resident_bytes=",
             )
-        return BoundRotation(self.version, seed, batch_size, reach, resident, self.reuse)
+        return BoundRotation(self.version, seed, batch_size, reach, depth, resident, self.reuse)
 
 
 class BoundRotation:
@@ -101,9 +102,11 @@ class BoundRotation:
     would be if all were resident, and no row that would not be.
     """
 
-    def __init__(self, version: Version, seed: int, batch_size: int, reach: int, resident: int, reuse: float) -> None:
+    def __init__(
+        self, version: Version, seed: int, batch_size: int, reach: int, depth: int, resident: int, reuse: float
+    ) -> None:
         self._version, self._batch = version, batch_size
-        layout, depth = version.layout, deepest_stack(version.layout.schema)
+        layout, depth = version.layout, max(depth, deepest_stack(version.layout.schema))
         self._summaries: list[Summary] = [
             summarize(span, version.live[span.index], layout, reach + 1, depth) for span in version.spans
         ]

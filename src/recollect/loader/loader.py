@@ -11,13 +11,15 @@ import numpy as np
 
 from recollect.errors import ArgumentError
 from recollect.loader.batch import Batch, Chunk
+from recollect.loader.chance import chance_of
 from recollect.loader.outputs import Kind, choose
-from recollect.loader.plan import BatchPlan
+from recollect.loader.plan import BatchPlan, resident_reach
 from recollect.loader.undelivered import draw_from, draw_state
+from recollect.records.along import without_beheaded
 from recollect.records.part import part_of
 from recollect.records.rows import PackedRows
 from recollect.samplers import Cursor, Draw, Receipt, Sampler, Uniform, feedback_of, steps_of
-from recollect.transforms import NStep, Transform
+from recollect.transforms import Transform, checked
 from recollect.view import Cut, GrowingSource, Ids, Slots, Source, UnboundSource, View
 
 STATE_FORMAT = 2
@@ -99,12 +101,12 @@ class Loader:
             raise ArgumentError("steps and epochs exclude each other")
         if isinstance(sampler, type):
             raise ArgumentError("a sampler is an instance", value=sampler, remedy=f"Write {sampler.__name__}()")
-        transforms = _checked(transforms)
+        transforms = checked(transforms)
         if not hasattr(source, "at"):
             if not hasattr(source, "bind"):
                 raise _no_source(source)
-            reach = max((t.reach for t in transforms), default=0)
-            source = source.bind(seed=seed, batch_size=batch_size, reach=reach)
+            reach = resident_reach(transforms)
+            source = source.bind(seed=seed, batch_size=batch_size, reach=reach.after, depth=reach.before + 1)
         self._source = None if isinstance(source, View) else _growing(source, epochs)
         view = source.at(0)
         self._segments: list[tuple[int, View]] = [(0, view)]
@@ -132,6 +134,7 @@ class Loader:
         return self._segments[self._segment][1]
 
     def _bind(self, view: View, state: Mapping[str, Any] | None) -> Cursor:
+        view = without_beheaded(view, self._plan.depth)
         if self.epochs is None:
             return self.sampler.bind(view, self.seed, state)
         if not isinstance(self.sampler, Uniform):
@@ -142,7 +145,7 @@ class Loader:
         """Makes the cursor draw from the view that batch `step` belongs to."""
         while self._segment + 1 < len(self._segments) and self._segments[self._segment + 1][0] <= step:
             self._segment += 1
-            self._cursor.grow(self.view)
+            self._cursor.grow(without_beheaded(self.view, self._plan.depth))
 
     # -- batches -------------------------------------------------------------------------------------------
 
@@ -192,7 +195,7 @@ class Loader:
         """Makes the cursor draw from the source's newest view. Views that no draw needs any more are let go of."""
         view = source.at(step)
         if view is not self.view:
-            self._cursor.grow(view)
+            self._cursor.grow(without_beheaded(view, self._plan.depth))
             self._segments, self._segment = [(step, view)], 0
 
     def _gather(self, draw: Draw, view: View) -> Chunk:
@@ -201,26 +204,27 @@ class Loader:
         sizes = [n] * batches if draw.sizes is None else list(draw.sizes)
         rows, output = _packed(view), self._output
         plan = self._plan = self._plan.in_layout(rows.layout, self._fields)
-        padding, length = None, 1
+        padding, length, owners = None, 1, keys
         if draw.span is not None:
             if plan.heap:
                 raise ArgumentError("sequences hold fields of fixed shape", remedy="Leave text and ragged fields out")
             # Rows are read where there is no step too, and blanked: everything below works on steps that are there.
             slots, length = steps_of(view, keys, draw.span).slots, draw.span.length
             padding = slots.reshape(-1) < 0
+            owners = np.repeat(keys, length)
             keys = np.where(slots < 0, keys[:, None], slots).reshape(-1)
             sizes = [size * length for size in sizes]
-        reads = plan.reads(view, keys)
+        chances = [chance_of(self.seed, k, draw, length) for k in range(len(plan.transforms))]
+        reads = plan.reads(view, keys, owners, length, chances)
         arena = output.arena(plan.gather.sized(len(keys))[2])
         rows.gather_into(plan.gather, plan.matrix(view, reads), output.host(arena))
         made: dict[str, Any] = {}
         if plan.transforms:
             host = plan.gather.arrays(output.host(arena), len(keys))
-            windows = plan.windows(rows, reads)
-            data = {name: a for name, a in host.items() if name[0] != "/"}
+            data = plan.data(view, rows, reads, host)
             for transform in plan.transforms:
-                data = transform.apply(data, windows, reads, plan.schema)
-            made = {name: a for name, a in data.items() if host.get(name) is not a}
+                data = transform.apply(data, reads, plan.schema)
+            made = {name: a for name, a in data.rows.items() if host.get(name) is not a}
         if padding is not None:
             for array in (*plan.gather.arrays(output.host(arena), len(keys)).values(), *made.values()):
                 array[padding] = 0
@@ -426,16 +430,6 @@ def _growing(source: Any, epochs: int | None) -> GrowingSource:
         raise ArgumentError("a growing source has no end that epochs= could count to", remedy="Use steps=")
     out: GrowingSource = source
     return out
-
-
-def _checked(transforms: Sequence[Transform]) -> tuple[Transform, ...]:
-    """Raises ArgumentError unless they are transforms that go together."""
-    given = transforms if isinstance(transforms, Sequence) else None
-    if given is None or not all(hasattr(t, "plan") and hasattr(t, "apply") for t in given):
-        raise ArgumentError("transforms is a list of transforms", value=transforms, remedy="Write [rc.NStep(1, 0.99)]")
-    if sum(isinstance(t, NStep) for t in given) > 1:
-        raise ArgumentError("returns are summed once", value=transforms, remedy="Use one NStep")
-    return tuple(given)
 
 
 def _packed(view: View) -> PackedRows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from recollect.schema import Schema
 from recollect.view.facts import FactIndex
 from recollect.view.ids import Bool, Cut, EpisodeKey, Ids, Slots
 from recollect.where import Filter
+
+if TYPE_CHECKING:
+    from recollect.view.statistics import Statistics
 
 
 class Rows(Protocol):
@@ -239,6 +242,23 @@ class View:
         both = chosen if self.filter is None else self.filter & chosen
         return View(self.schema, self.cut, self.rows, episodes, anchors, lambda: self.facts, self.name, both)
 
+    def statistics(self, fields: Sequence[str] | None = None) -> Statistics:
+        """Count, mean, standard deviation and range of fields of fixed shape, over the rows that may be drawn.
+
+        Made in one pass over them, part by part, in float64. A function of the view alone: equal cuts give equal
+        numbers, bit for bit. Frames and embeddings are looked at element by element, like everything else.
+
+        Args:
+            fields: paths, or names that stands for nested fields; None is every field of fixed shape.
+
+        Raises:
+            NotFound: a field that the schema lacks.
+            ArgumentError: one of variable size.
+        """
+        from recollect.view.statistics import statistics
+
+        return statistics(self, fields)
+
     def __repr__(self) -> str:
         chosen = "" if self.filter is None else f", where={str(self.filter)!r}"
         return f"View({self.name!r}, rows={len(self.rows)}, drawable={len(self.anchors)}{chosen})"
@@ -267,6 +287,7 @@ class GrowingSource(Source, Protocol):
 class UnboundSource(Protocol):
     """A source whose views depend on who draws from them: a loader binds it once."""
 
-    def bind(self, *, seed: int, batch_size: int, reach: int) -> GrowingSource:
-        """The source of one loader, whose windows hold `reach` steps after the anchor."""
+    def bind(self, *, seed: int, batch_size: int, reach: int, depth: int = 1) -> GrowingSource:
+        """The source of one loader, whose windows hold `reach` steps after the anchor, and whose stacks `depth` steps
+        up to it."""
         ...
