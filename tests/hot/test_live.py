@@ -417,7 +417,8 @@ def test_a_window_that_begins_amid_many_episodes_keeps_each_writer_s_order(last:
         for uid in range(200):
             episodes[uid * 7 % 10].append(uid=uid, reward=0.0)
         view = ws.live(last=last).at(0)
-        slots = np.arange(view.rows.first, view.rows.first + len(view.rows))
+        first = int(getattr(view.rows, "first", 0))
+        slots = np.arange(first, first + len(view.rows))
         assert len(slots) == last
         ids = view.rows.ids(slots)
         for writer in writers:

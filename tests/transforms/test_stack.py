@@ -35,10 +35,14 @@ def test_stacks_equal_those_written_out(
                 after = there.next_stacked(name, last, depth, how)
                 zeros = np.zeros_like(want)
                 assert np.array_equal(row[f"next_{name}"], zeros if after is None else after), (uid, name)
-            assert np.array_equal(row["action"], there.stacked("action", uid, 3, "zero"))
+            actions = there.stacked("action", uid, 3, "zero")
+            assert actions is not None and np.array_equal(row["action"], actions)
         deepest = max(k, 3)
         whole = {u for u in there.present if there.stacked(CAMERA, u, deepest, pad) is not None}
-        assert seen == {u for u in whole if there.is_drawable(u)}
+        want_seen = {u for u in whole if there.is_drawable(u)}
+        # An epoch visits every row; draws from what moves reach nearly all of them.
+        assert seen == want_seen if isinstance(there.source(), rc.View) else seen <= want_seen
+        assert len(seen) > 0.9 * len(want_seen)
         if place in ("newest", "evicted"):
             assert whole < there.present, "some stacks reach into what is gone"
 
@@ -56,8 +60,12 @@ def test_a_stack_at_draw_equals_one_that_the_schema_declares(pad: Any) -> None:
                     for uid in range(first, first + 20):
                         episode.append(observation=frames[uid], uid=uid, terminated=uid % 20 == 19)
             stacks = [] if stack == 3 else [rc.FrameStack(3, pad=pad)]
-            with rc.Loader(ws.live(last=33), batch_size=8, seed=2, steps=9, transforms=stacks, output="numpy") as loader:
-                got.append([(b["uid"].tolist(), b["observation"].tobytes(), b["next_observation"].tobytes()) for b in loader])
+            with rc.Loader(
+                ws.live(last=33), batch_size=8, seed=2, steps=9, transforms=stacks, output="numpy"
+            ) as loader:
+                got.append(
+                    [(b["uid"].tolist(), b["observation"].tobytes(), b["next_observation"].tobytes()) for b in loader]
+                )
                 rows = {u for uids, _, _ in got[-1] for u in uids}
     assert got[0] == got[1]
     assert not {7, 8} & rows and {9, 39} <= rows

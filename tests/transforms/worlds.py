@@ -61,7 +61,7 @@ def trajectories_of(seed: int, count: int = 36, longest: int = 14) -> list[Traje
             uid += 1
         for t, moment in enumerate(trajectory.moments):
             last = t == length - 1
-            if last and rng.random() < 0.7 or rng.random() < 0.1:
+            if (last and rng.random() < 0.7) or rng.random() < 0.1:
                 mark += 1
                 moment.following = _observation(rng, k, mark)
             elif not last and rng.random() < 0.3:
@@ -88,7 +88,9 @@ class World:
     present: set[int]
 
     def __post_init__(self) -> None:
-        self.place = {int(m.values["uid"]): (k, t) for k, e in enumerate(self.trajectories) for t, m in enumerate(e.moments)}
+        self.place = {
+            int(m.values["uid"]): (k, t) for k, e in enumerate(self.trajectories) for t, m in enumerate(e.moments)
+        }
 
     def values(self, uid: int) -> dict[str, Any]:
         k, t = self.place[uid]
@@ -224,7 +226,9 @@ def world(name: str, seed: int, folder: Path, patch: pytest.MonkeyPatch) -> Iter
         yield World(name, trajectories, source, view, present)
 
 
-def drawn(there: World, transforms: list[Any], *, seed: int = 0, **options: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+def drawn(
+    there: World, transforms: list[Any], *, seed: int = 0, **options: Any
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """(uid, row) of batches: each row once where the view stays as it is, else of so many batches that it comes."""
     source = there.source()
     options = {"batch_size": 16, "output": "numpy", **options}
