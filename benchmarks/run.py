@@ -26,6 +26,7 @@ import hot
 import hot_beside
 import hot_reads
 import samplers
+import transforms
 from lines import Line, verdict
 from timing import in_turns, per_call_us
 
@@ -69,6 +70,7 @@ def everything(folder: Path, rounds: int) -> Iterator[Line]:
     yield from hot_beside.measure(rc, folder, rounds)
     yield from hot_reads.measure(rc, int(10_000_000 * hot.SCALE), 2_000 if rounds > 5 else 300)
     yield from samplers.measure(rounds)
+    yield from transforms.measure(rounds)
     yield from start_up(rounds)
 
 

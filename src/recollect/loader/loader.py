@@ -120,7 +120,8 @@ class Loader:
         if epochs is not None:
             steps = int(self._cursor.steps)  # type: ignore[attr-defined]
         self.steps = steps
-        bytes_ = max(1, self._plan.row_bytes * batch_size)
+        span = getattr(self.sampler, "span", None)
+        bytes_ = max(1, self._plan.row_bytes * batch_size * (1 if span is None else span.length))
         most = 4 if self._plan.heap else MAX_CHUNK  # variable sizes are not known before they are read
         self._ahead = 1 if self._cursor.is_stateful else ahead or max(1, min(most, CHUNK_BYTES // bytes_))
         self._delivered = 0
@@ -163,6 +164,7 @@ class Loader:
         else:
             chunk = self._chunk
             if chunk is None or step >= chunk.step + chunk.count:
+                chunk = self._chunk = None  # so that its memory may serve the next one
                 chunk = self._chunk = self._next_chunk(step)
             batch = Batch(chunk, step - chunk.step)
         self._delivered = step + 1
