@@ -126,8 +126,11 @@ def visible(rc: Any) -> Iterator[Line]:
         return int(next(e for e in ws.cut().extents if e.writer == log.writer).stop)
 
     online = ws.live()
+    online.refresh()
     raw = latencies(lambda log: log.segments[-1].word & 0xFFFFFFFF)
+    online.refresh()  # the first look that finds rows loads what numba compiled
     cut = latencies(by_cut)
+    online.refresh()
     live = latencies(
         lambda log: max((e.stop for e in online.refresh().cut.extents if e.writer == log.writer), default=0)
     )

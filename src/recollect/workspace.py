@@ -213,6 +213,8 @@ class Workspace:
         Raises:
             NotFound: no such episode or step.
             FieldError: a fact that the schema lacks or that does not fit.
+            StoreError: the disk refused to flush facts noted earlier. This one was not noted; the next call begins
+                a log of its own.
         """
         store = self._hot()
         if not facts:
@@ -228,8 +230,8 @@ class Workspace:
             values = check_step_facts(store.layout.schema, facts, self._mask)
         with self._lock:
             if self._annotator is not None and not self._annotator.usable:
-                self._annotator.close()
-                self._annotator = None
+                unusable, self._annotator = self._annotator, None
+                unusable.close()
             if self._annotator is None:
                 with home.held(self.path, self.id):
                     self._annotator = Writer(

@@ -23,6 +23,7 @@ from recollect.hot.format.layouts import Layouts
 from recollect.hot.format.segment import Segment
 from recollect.hot.format.tails import TailLanes
 from recollect.hot.recovery.recover import recover
+from recollect.hot.write import growing
 from recollect.hot.write.growing import GATE
 from recollect.hot.write.writer import Writer
 from recollect.records.layout import Layout
@@ -409,6 +410,37 @@ def test_a_forked_child_reads_though_a_thread_looked_for_a_schema(tmp_path: Path
                     layouts._lock.release()
                 os._exit(0 if free and len(ws.recent(1)) == 1 else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_missing_segment_is_not_passed_over(
+    number: int, sealed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growing, "SEGMENT_BYTES", (1 << 14,))
+    with rc.create_workspace(tmp_path / "w", SCHEMA) as ws:
+        with ws.writer() as writer, writer.episode() as episode:
+            for k in range(1000):
+                episode.append(observation=[k, k])
+        with ws.writer() as writer, writer.episode() as episode:
+            episode.append(observation=[1, 1])
+        log = ws.path / "log" / f"{next(e.writer for e in ws.cut().extents if e.stop >= 1000):016x}"
+    assert len(list(log.glob("*.seg"))) > 2
+    (log / f"{number:08d}.seg").unlink()
+    if sealed:
+        with rc.open_workspace(tmp_path / "w") as ws:
+            for read in (ws.cut, ws.stats, lambda: ws.recent(1), lambda: ws.snapshot(tmp_path / "b")):
+                with pytest.raises(errors.CorruptionError, match=f"segment {number} of writer"):
+                    read()
+    else:
+        (log / "sealed.json").unlink()
+        with rc.open_workspace(tmp_path / "w") as ws:
+            (done,) = ws.recovered
+            assert done.lost is not None and done.lost.stop == 1000 and done.lost_segments
+            (told,) = (w for w in ws.stats().writers if w.writer == done.writer)
+            assert told.lost == done.lost_rows and len(ws.view().rows) == 1 + done.rows
+            if number == 0:
+                assert done.rows == 0
 
 
 @pytest.mark.parametrize("again", [False, True])

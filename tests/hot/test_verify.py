@@ -461,6 +461,30 @@ def test_a_waiting_observation_that_is_gone_is_found(unsealed: Path) -> None:
     assert any("cut short" in p.what for p in verify(unsealed).problems)
 
 
+@pytest.mark.parametrize("synced", [True, False])
+def test_a_waiting_observation_that_is_damaged_after_recovery_or_was_synced_is_lost(
+    synced: bool, tmp_path: Path
+) -> None:
+    schema = rc.Schema({"observation": rc.Tensor("float32", (2,))})
+    with rc.create_workspace(tmp_path / "w", schema) as ws, ws.writer(durability="process") as writer:
+        writer.episode().append(observation=[0, 0], next_observation=[1, 1])
+        if synced:
+            writer.sync()
+        shutil.copytree(ws.path, tmp_path / "early")
+        shutil.copytree(ws.path, tmp_path / "late")
+    for name in ("early", "late"):
+        if name == "late":
+            rc.open_workspace(tmp_path / name).close()
+        (tails,) = (tmp_path / name / "log").glob("*/*.tails")
+        tails.write_bytes(bytes(tails.stat().st_size))
+        if name == "early":
+            levels = {p.level for p in verify(tmp_path / name).problems if "waited after" in p.what}
+            assert levels == ({"lost"} if synced else {"repairable"})
+            rc.open_workspace(tmp_path / name).close()
+        levels = {p.level for p in verify(tmp_path / name).problems if "waited after" in p.what}
+        assert levels == ({"lost"} if synced or name == "late" else {"harmless"}), name
+
+
 @pytest.mark.parametrize("text", ["", "{}", "not json", '{"rows": "many"}', "\x00\x00"])
 def test_a_damaged_seal_is_found(closed: Path, text: str) -> None:
     (_log(closed) / "sealed.json").write_text(text)

@@ -325,6 +325,7 @@ def test_a_refused_flush_ends_the_writer_and_no_other(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", refuse)
+        patch.setattr(os, "fsync", refuse)
         if way == "interval":
             play.do(Append(2, 0))
             stop = time.monotonic() + 20
@@ -346,7 +347,7 @@ def test_a_refused_flush_ends_the_writer_and_no_other(
                 act()
         assert len(tried) == count
     play.do(Append(1, 0), Sync(1))
-    writer.close()
+    writer.close()  # somebody was told
     assert len(tried) == count
     if way == "close":
         play.model.bounds[0].most_marks = 0

@@ -70,12 +70,36 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
+_PART = 1 << 20
+
+
 def sync_file(path: Path) -> None:
     """Flushes a file that any process wrote. Raises StoreError."""
     with os_errors("syncing", path):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def write_again(path: Path) -> None:
+    """Writes a file's bytes once more, so that its next flush writes them to the disk, whatever became of one before.
+
+    After a failed flush the kernel may count pages as clean that never reached the disk; a flush would then pass them
+    over. Pages of zeros are left alone: they are what the file was made of. Nobody may write to it meanwhile.
+
+    Raises:
+        DiskFull, StoreError: the file cannot be read or written.
+    """
+    with os_errors("writing again", path):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            at = 0
+            while part := os.pread(fd, _PART, at):
+                if part.strip(b"\0"):
+                    os.pwrite(fd, part, at)
+                at += len(part)
         finally:
             os.close(fd)
 

@@ -53,6 +53,10 @@ ROWS_PER_APPEND = 3
 ROWS_MASK = (1 << 32) - 1
 OWNER = 5
 """The word of the control page that holds the writer: a page without it is not the one that was written there."""
+FLUSH, UNDER_WAY, FAILED = 6, 1, 2
+"""The word of the control page that says how the newest flush stands, 0 once it succeeded. After a failed one the
+kernel may call pages clean that never reached the disk. The word tells for as long as these pages are there: it need
+not survive a power cut."""
 CONTROL = ("published", "rolled", "sealed", "first_row")
 """The first words of the control page: the publish word, the mark that the writer went on to the next segment, the mark
 that the log is being sealed, and the row that the segment begins with."""
@@ -210,6 +214,11 @@ class Segment:
         """Whether the writer went on to the next segment; this one's word is then final."""
         return bool(self.control[1])
 
+    @property
+    def flush_state(self) -> int:
+        """0, `UNDER_WAY` or `FAILED`."""
+        return int(self.control[FLUSH])
+
     def control_words(self) -> memoryview:
         """The words named in `CONTROL`: what a reader looks at again and again."""
         at = self.records_at - 2 * PAGE
@@ -221,10 +230,21 @@ class Segment:
         Raises:
             StoreError: the file cannot be written.
         """
+        self._set(CONTROL.index("sealed"), 1)
+
+    def mark_flush(self) -> None:
+        """Says that a flush of the log is under way, of a log that nobody writes to any more.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        self._set(FLUSH, UNDER_WAY)
+
+    def _set(self, word: int, value: int) -> None:
         with os_errors("marking", self.path):
             fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                os.pwrite(fd, (1).to_bytes(8, "little"), self.records_at - 2 * PAGE + 16)
+                os.pwrite(fd, value.to_bytes(8, "little"), self.records_at - 2 * PAGE + 8 * word)
             finally:
                 os.close(fd)
 

@@ -103,16 +103,13 @@ class WriterLog:
                 if not self._open_next():
                     if not self.folder.is_dir():
                         return  # evicted whole; `notice` will say so
-                    raise CorruptionError(
-                        f"segment {self._next} of writer {self.writer} is missing in {str(self.folder)!r}",
-                        remedy="Restore the workspace from a backup or a buffer",
-                    )
+                    raise self._missing()
             if not seal.resumed:
                 self._turns.scanned = max(self._turns.scanned, seal.facts)
             self.rows, self.facts, self._seal = seal.rows, seal.facts, seal
             return
-        if not self.segments:
-            self._open_next()
+        if not self.segments and not self._open_next() and next(self.folder.glob("*.seg"), None) is not None:
+            raise self._missing()
         while self.segments:
             last, word = self.segments[-1], self.segments[-1].word
             shape = last.header.shape
@@ -120,6 +117,12 @@ class WriterLog:
             self.facts = last.header.first_fact + min(word >> 32, shape.facts)
             if not (last.rolled and self._open_next()):
                 break
+
+    def _missing(self) -> CorruptionError:
+        return CorruptionError(
+            f"segment {self._next} of writer {self.writer} is missing in {str(self.folder)!r}",
+            remedy="Restore the workspace from a backup or a buffer",
+        )
 
     @property
     def resumed(self) -> dict[EpisodeKey, list[Resumption]]:

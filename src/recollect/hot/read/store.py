@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recollect.errors import NotFound
-from recollect.hot.format import evicted
+from recollect.errors import CorruptionError, NotFound
+from recollect.hot.format import evicted, first, seal
 from recollect.hot.format.evicted import Evicted, read_evicted, signature
 from recollect.hot.format.files import writers_folders
 from recollect.hot.format.layouts import Layouts
@@ -118,12 +118,12 @@ class HotStore:
             writer = int(path.name, 16)
             if writer in self.logs or writer in self.evicted.leaving:
                 continue
-            if (path / "00000000.seg").exists() or (path / "first.json").exists():
+            if any((path / name).exists() for name in ("00000000.seg", first.NAME)) or _was_log(path):
                 log = self.logs[writer] = WriterLog(path, self.layouts)
                 self._growing.append(log)
                 self.opened += 1
             else:
-                unborn = unborn or not (path / "sealed.json").exists()
+                unborn = unborn or not (path / seal.NAME).exists()
         self._scanned_ns = -1 if unborn or now_ns - changed_ns < SETTLED_NS else changed_ns
 
     def cut(self) -> Cut:
@@ -367,3 +367,15 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _was_log(path: Path) -> bool:
+    """Whether a log without its first segment had one, so that reading it says what is missing. A writer that died
+    before it had a log leaves an empty seal; a damaged one is made anew by the next recovery."""
+    try:
+        sealed = seal.read_seal(path)
+    except CorruptionError:
+        return True
+    if sealed is None:
+        return next(path.glob("*.seg"), None) is not None
+    return bool(sealed.segments or sealed.lost or sealed.lost_facts or sealed.lost_segments)

@@ -11,11 +11,20 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from recollect.errors import ConflictError, CorruptionError, StoreError
-from recollect.hot.format.files import lock_when_free, locked, os_errors, sync_file, sync_folder, writers_folders
+from recollect.hot.format.files import (
+    lock_when_free,
+    locked,
+    os_errors,
+    sync_file,
+    sync_folder,
+    write_again,
+    writers_folders,
+)
 from recollect.hot.format.first import read_first
 from recollect.hot.format.layouts import Layouts
 from recollect.hot.format.seal import Seal, read_seal, seal
@@ -106,7 +115,7 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
     first, writer = read_first(folder), int(folder.name, 16)
     tails = sorted(folder.glob("*.tails"))
     rows, facts, segments, checked, lost_segments = first.row, first.fact, first.segment, 0, 0
-    unsynced = []
+    unsynced, readable, flush_failed = [], [], False
     counted_rows, counted_facts = rows, facts
     resumed = False
     whole, layout, next_index = True, layouts.newest, first.segment
@@ -129,6 +138,8 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
             whole = False
             lost_segments += 1
             continue
+        readable.append(segment)
+        flush_failed = flush_failed or segment.flush_state != 0
         header, shape, layout = segment.header, segment.header.shape, segment.layout
         if header.writer != writer:
             whole = False
@@ -163,17 +174,33 @@ def _recover_one(folder: Path, layouts: Layouts) -> Recovery:
     lost = (rows, counted_rows) if counted_rows > rows else None
     lost_facts = max(0, counted_facts - facts)
     lost_tails = damaged_slots(tails, layout)
-    for item in [*unsynced, *tails]:
-        try:
-            sync_file(item)
-        except StoreError:
-            if item.exists():  # otherwise it was evicted meanwhile
-                raise
+    _flush(readable, [*unsynced, *tails], again=flush_failed)
     sync_folder(folder)
     what = Seal(rows, facts, segments, False, resumed, lost, lost_facts, lost_segments, len(tails), lost_tails)
     seal(folder, what)
     cut = Extent(writer, *lost) if lost else None
     return Recovery(writer, rows, facts, cut, lost_facts, lost_segments, lost_tails, checked)
+
+
+def _flush(segments: Sequence[Segment], files: Iterable[Path], *, again: bool) -> None:
+    """Makes files durable. Where the last flush did not succeed, they are written again first: another flush alone
+    would pass over what the kernel calls clean since. Whoever comes after a flush that fails here does the same."""
+    for segment in segments[-1:]:
+        with _unless_evicted(segment.path):
+            segment.mark_flush()
+    for path in files:
+        for act in (write_again, sync_file) if again else (sync_file,):
+            with _unless_evicted(path):
+                act(path)
+
+
+@contextlib.contextmanager
+def _unless_evicted(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except StoreError:
+        if path.exists():
+            raise
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -388,9 +388,30 @@ class _LogCheck:
             ids = np.array([(self.writer, seq) for seq in sorted(missing)], dtype=[("writer", "<i8"), ("seq", "<i8")])
             missing -= {seq for _, seq in read_tails(files, ids, self.layout)[0].tolist()}
         if missing and not (self.live and self._moved()):
-            what = f"the observations that waited after {len(missing):,} steps are gone, which cannot be drawn"
             rows = [Extent(self.writer, seq, seq + 1) for seq in sorted(missing)]
-            self.found.add("lost", self._name(self.folder / "00000000.tails"), what, _RESTORE, rows)
+            what = f"the observations that waited after {len(missing):,} steps are gone, which cannot be drawn"
+            name = self._name(self.folder / "00000000.tails")
+            if min(missing) < self._durable_rows() or self._slots_were_damaged_since(files):
+                self.found.add("lost", name, what, _RESTORE, rows)
+            elif self.seal is None:
+                self.found.add("repairable", name, f"{what}; no sync had reached them", _OPEN, rows)
+            else:
+                what = f"{what}; no sync had reached them when the writer died"
+                self.found.add("harmless", name, what, "Nothing: all that a sync had reached is there", rows)
+
+    def _durable_rows(self) -> int:
+        """How many rows a sync had covered when the writer died, and with them what waited after them; all of a log
+        that was closed, or may still grow."""
+        if self.live or (self.seal is not None and self.seal.clean):
+            return 1 << 62
+        return max((part.first + (part.durable & ROWS_MASK) for part in self.segments), default=0)
+
+    def _slots_were_damaged_since(self, files: Sequence[TailFile]) -> bool:
+        """Whether more slots are damaged than recovery found; before it, nobody knows."""
+        seal = self.seal
+        if seal is None:
+            return False
+        return len(files) < seal.tails or sum(file.damaged() for file in files) > seal.lost_tails
 
     def _moved(self) -> bool:
         last = self.segments[-1] if self.segments else None

@@ -24,9 +24,12 @@ from recollect.hot.format.files import locked, os_errors, sync_folder, try_lock
 from recollect.hot.format.seal import Seal, seal
 from recollect.hot.format.segment import (
     FACT,
+    FAILED,
+    FLUSH,
     PAGE,
     RESUMPTION,
     ROWS_PER_APPEND,
+    UNDER_WAY,
     VALUES,
     Header,
     Segment,
@@ -58,6 +61,7 @@ class Behind:
         largest: bytes that a segment may have unless one append needs more; None for no bound.
         resumed: whether an episode of another writer, or a closed one, went on in the log.
         on_roll: called after the log went on in a new segment, with the log's lock held.
+        untold: why a sync in the background failed, until a caller was told.
     """
 
     unsynced: list[Segment] = field(default_factory=list)
@@ -66,6 +70,7 @@ class Behind:
     evicted_below: int = 0
     on_roll: Callable[[], None] | None = None
     resumed: bool = False
+    untold: StoreError | None = None
 
 
 class GrowingLog:
@@ -248,6 +253,7 @@ class GrowingLog:
     def check(self) -> None:
         """Raises WriterError when the log may not be written."""
         if self.unusable is not None:
+            self.behind.untold = None
             raise WriterError(
                 f"writer {self.id} may not write: {self.unusable}", remedy="Open a new one with ws.writer()"
             )
@@ -287,6 +293,7 @@ class GrowingLog:
         with self._syncing:
             self.check()
             *rolled, last = list(self.behind.unsynced)
+            last.control[FLUSH] = UNDER_WAY
             word = self.tails.sync_begins(last.control_words())
             tails = list(self.tails.files)
             try:
@@ -300,8 +307,10 @@ class GrowingLog:
                         segment.sync(segment.word)
                     last.sync(word)
             except BaseException:
+                last.control[FLUSH] = FAILED
                 self.unusable = "a sync failed, so its unsynced steps may not survive a power cut"
                 raise
+            last.control[FLUSH] = 0
             self.tails.sync_completed()
             for segment in rolled:
                 self.behind.unsynced.remove(segment)
@@ -323,6 +332,10 @@ class GrowingLog:
 
         Args:
             whole: False leaves the seal to recovery, which looks at every tail slot: observations may wait there.
+
+        Raises:
+            StoreError: the disk refused, now or in the background. The log is closed all the same, and is left to
+                recovery.
         """
         try:
             if self.unusable is None:
@@ -343,11 +356,19 @@ class GrowingLog:
                 self._spare.discard()
                 for left in self.folder.glob(".*.new"):  # a roll that was interrupted
                     left.unlink(missing_ok=True)
+        untold, self.behind.untold = self.behind.untold, None
+        if untold is not None:
+            raise StoreError(
+                f"writer {self.id} could not flush in the background: {untold}",
+                remedy="What was not durable by then may not survive a power cut until the workspace is opened again, "
+                "which writes it once more",
+            ) from untold
 
     def abandon_after_fork(self) -> None:
         """In a forked child: the parent goes on under this id, so the child may not."""
         self.lock, self._syncing = threading.RLock(), threading.Lock()
         self._spare.forget_after_fork()
+        self.behind.untold = None
         self.unusable = "it was opened before a fork"
         self._release()
 

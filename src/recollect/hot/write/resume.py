@@ -9,7 +9,6 @@ after. Nor does it go on where its newest steps were evicted: those left do not 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from recollect.errors import EpisodeError, StoreError
 from recollect.hot.format.evicted import Evicted, read_evicted
 from recollect.hot.format.files import is_locked, os_errors, sync_file, sync_folder
+from recollect.hot.format.segment import FAILED
 from recollect.hot.recovery.recover import recover
 from recollect.records.block import Block
 from recollect.records.heads import deepest_stack
@@ -91,7 +91,7 @@ def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoin
     stops = {e.writer: e.stop for e in cut.extents}
     for log in (store.logs[w] for w in concerned if w in store.logs):
         if not log.sealed:
-            _flush(log.folder)
+            _flush(log)
     return ResumePoint(
         key,
         None if known.get("id") is None else str(known["id"]),
@@ -104,8 +104,14 @@ def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoin
     )
 
 
-def _flush(folder: Path) -> None:
-    """Makes a log durable as far as it is there: its writer may close it meanwhile, and an eviction take it."""
+def _flush(log: WriterLog) -> None:
+    """Makes a log durable as far as it is there: its writer may close it meanwhile, and an eviction take it.
+
+    Raises:
+        StoreError: it cannot be flushed, or could not before: the kernel may then call pages clean that never reached
+            the disk, and only a log that nobody writes to can be written again.
+    """
+    folder = log.folder
     for path in (*folder.glob("*.seg"), *folder.glob("*.tails"), folder):
         try:
             if path is folder:
@@ -116,6 +122,11 @@ def _flush(folder: Path) -> None:
         except StoreError:
             if path.exists():
                 raise
+    if any(segment.flush_state == FAILED for segment in log.segments):
+        raise StoreError(
+            f"steps before it may not be durable: writer {log.writer} could not flush them",
+            remedy="Close that writer, if it is open, and open the workspace anew: recovery writes them once more",
+        )
 
 
 def _settle(store: HotStore, key: EpisodeKey) -> tuple[Cut, tuple[Extent, ...], list[_Row]]:

@@ -223,8 +223,9 @@ class Writer:
         """Marks open episodes interrupted, makes everything durable, seals the log. Closing twice is fine.
 
         Raises:
-            DiskFull, StoreError: an episode's end found no room, or the disk refused. The writer is closed all the
-                same, and what could be synced is; recovery seals its log when the workspace is next opened.
+            DiskFull, StoreError: an episode's end found no room, or the disk refused, be it in the background since
+                the last call. The writer is closed all the same, and what could be synced is; recovery seals its log
+                when the workspace is next opened.
         """
         if self._flusher is not None:
             self._flusher.stop()
@@ -268,8 +269,11 @@ class _Flusher:
             if now != before:
                 try:
                     log.sync()
-                except (StoreError, WriterError):
-                    return  # whoever writes next is told why
+                except StoreError as e:
+                    log.behind.untold = e  # whoever writes next is told why, or whoever closes
+                    return
+                except WriterError:
+                    return
                 before = now
             del log
 
