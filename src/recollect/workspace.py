@@ -111,6 +111,7 @@ class Workspace:
                 try:
                     layouts = home.layouts(self.path)
                 except NotFound:
+                    home.require(self.path, self.id)
                     raise SchemaError(
                         f"workspace {self.name!r} has no schema yet",
                         remedy="Pass schema= to create_workspace() or to the first writer()",

@@ -147,6 +147,39 @@ def creating(folder: str, rounds: int, processes: int) -> None:
         require(len(won.read()) == 1, f"{len(won.read())} processes created one workspace")
 
 
+def contending(folder: str, rounds: int, processes: int, seed: int) -> None:
+    """Several create, open, write to, verify and delete the same few names: each call does what it says, or says that
+    the name is taken, gone or in use."""
+    warm_up()
+    schema = rc.Schema({"uid": rc.Tensor("int64")})
+
+    def contend(seed: int) -> None:
+        chance = random.Random(seed)
+
+        def write(path: Path) -> None:
+            with rc.open_workspace(path) as workspace, workspace.writer() as writer, writer.episode() as episode:
+                episode.append(uid=1, terminated=True)
+
+        def check(path: Path) -> None:
+            with rc.open_workspace(path) as workspace:
+                workspace.verify()
+
+        acts: list[Callable[[Path], None]] = [
+            lambda path: rc.create_workspace(path, schema).close(),
+            lambda path: rc.open_workspace(path).close(),
+            write,
+            check,
+            lambda path: rc.delete_workspace(path),
+        ]
+        for _ in range(rounds):
+            path = Path(folder) / f"w{chance.randrange(3)}"
+            act = chance.choice(acts)
+            with contextlib.suppress(AlreadyExists, NotFound, WriterError):
+                act(path)
+
+    together([lambda k=k: contend(seed + k) for k in range(processes)])  # type: ignore[misc]
+
+
 def _abandoned(path: Path, chance: random.Random) -> Expectation:
     """A workspace whose writers were all killed, and what it must hold."""
     small_segments()

@@ -38,6 +38,13 @@ def test_of_those_who_create_a_workspace_at_once_one_wins(rounds: int, memory: P
     crowd(f"creating({str(memory)!r}, {rounds}, 6)")
 
 
+@pytest.mark.parametrize("rounds", [60, pytest.param(3000, marks=LONG)])
+def test_who_creates_and_deletes_the_same_names_is_told_what_happened(rounds: int, memory: Path) -> None:
+    seed = default_seed()
+    print(f"seed {seed}")
+    crowd(f"contending({str(memory)!r}, {rounds}, 4, {seed})")
+
+
 @pytest.mark.parametrize("rounds", [10, pytest.param(300, marks=LONG)])
 def test_those_who_open_a_workspace_of_dead_writers_at_once_agree(rounds: int, memory: Path) -> None:
     seed = default_seed()

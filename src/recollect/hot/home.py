@@ -53,6 +53,8 @@ from recollect.schema import Change, Schema
 FORMAT = 1
 DURABILITIES = ("process", "interval", "step")
 _DESCRIBED = {"format", "id", "name", "durability", "keep", "created_ns"}
+GATES = 1000
+"""How often a workspace may be deleted under the hands of whoever creates or deletes it."""
 _DAMAGED = "Restore it from a backup, or delete the workspace"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
@@ -120,8 +122,7 @@ def create(path: Path, name: str, durability: Durability, kept: Keep, schema: Sc
             "keep": kept.to_dict(),
             "created_ns": time.time_ns(),
         }
-        make_folder(path / "log")
-        with locked(path / "log" / GATE, GATE_WAIT_S):
+        with _gate(path):
             taken = (path / "workspace.json").exists()
             if not taken and schema is not None:
                 _begin_with(path, schema)
@@ -159,6 +160,25 @@ def describe(path: Path) -> Description:
         raise CorruptionError(f"{str(path / 'workspace.json')!r} is damaged: {e}", remedy=_DAMAGED) from None
     durability = cast(Durability, data["durability"])
     return Description(data["id"], data["name"], path, durability, kept, int(data["created_ns"]))
+
+
+@contextlib.contextmanager
+def _gate(path: Path) -> Iterator[None]:
+    """Holds a workspace's gate alone. A deletion takes the folder away with its gate, so whoever waited for that one
+    looks for the gate of the folder that has the name by now."""
+    gate = path / "log" / GATE
+    with contextlib.ExitStack() as stack:
+        for attempt in range(GATES):
+            try:
+                make_folder(gate.parent)
+                fd = stack.enter_context(locked(gate, GATE_WAIT_S))
+                if os.path.samestat(os.fstat(fd), gate.stat()):
+                    break
+            except FileNotFoundError:
+                if attempt + 1 == GATES:
+                    raise
+            stack.close()
+        yield
 
 
 @contextlib.contextmanager
@@ -252,6 +272,8 @@ def read_version(path: Path, version: int) -> Schema | None:
         return None
     try:
         return Schema.from_dict(unpack(Path(file).read_bytes()))
+    except FileNotFoundError:
+        return None  # the workspace was deleted meanwhile
     except (ValueError, AttributeError) as e:
         raise CorruptionError(f"{file!r} is damaged: {e}", remedy=_DAMAGED) from None
 
@@ -320,8 +342,9 @@ def delete(path: Path) -> None:
         describe(path)
     grave = path.with_name(f".{path.name}.deleted.{uuid.uuid4().hex[:8]}")
     with os_errors("deleting workspace", path):
-        make_folder(path / "log")
-        with locked(path / "log" / GATE, GATE_WAIT_S):
+        with _gate(path):
+            if not (path / "workspace.json").exists():
+                describe(path)
             alive = live_writers(path)
             if alive:
                 raise WriterError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from recollect.errors import CorruptionError
+from recollect.errors import CorruptionError, RecollectError
 from recollect.hot import home
 from recollect.hot.format.layouts import Layouts
 from recollect.hot.read.catalog import Catalog
@@ -56,11 +56,12 @@ def verify(path: Path, progress: Progress | None = None) -> Report:
         progress: called with rows checked and rows to check.
 
     Raises:
-        NotFound: no workspace there.
+        NotFound: no workspace there, or it was deleted meanwhile.
     """
     problems: list[Problem] = []
+    id: str | None = None
     try:
-        home.describe(path)
+        id = home.describe(path).id
     except CorruptionError as e:
         problems.append(Problem("lost", "workspace.json", e.message, e.remedy or ""))
     layouts: Layouts | None = None
@@ -69,8 +70,15 @@ def verify(path: Path, progress: Progress | None = None) -> Report:
     except CorruptionError as e:
         remedy = "Copy the schema.json of a workspace with the same schema, or restore a backup"
         problems.append(Problem("lost", "schema.json", e.message, remedy))
-    found = verify_logs(path, layouts, progress)
-    indexes = () if layouts is None else _indexes(path, layouts, found)
+    try:
+        found = verify_logs(path, layouts, progress)
+        indexes = () if layouts is None else _indexes(path, layouts, found)
+    except (FileNotFoundError, RecollectError):
+        if id is not None:
+            home.require(path, id)
+        raise
+    if id is not None:
+        home.require(path, id)
     return Report(
         path.name,
         path,
