@@ -139,8 +139,8 @@ def test_hindsight_finds_the_goals_that_stable_baselines_finds(strategy: Any) ->
         counts.append({tuple(row): int(c) for row, c in zip(rows.tolist(), count.tolist(), strict=True)})
     # The rarest pair comes 40,000 × 0.8 / (51 × 20) = 31 times on average.
     assert set(counts[0]) == set(counts[1])
-    for pair, count in counts[0].items():
-        assert abs(count - counts[1][pair]) < 6 * (count + counts[1][pair]) ** 0.5, pair
+    for pair, often in counts[0].items():
+        assert abs(often - counts[1][pair]) < 6 * (often + counts[1][pair]) ** 0.5, pair
 
 
 def test_stacks_are_those_of_the_wrapper_of_stable_baselines() -> None:

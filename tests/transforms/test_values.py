@@ -132,6 +132,40 @@ def test_relabelled_values_are_what_later_transforms_see(
             assert np.array_equal(row["bonus"], there.values(uid)["action"] * 2.0) and row["bonus"].dtype == np.float64
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_relabelling_sees_stacks(n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every step of a window, and of its own next observation."""
+    camera = "observation.camera"
+
+    def brightness(step: dict[str, Any]) -> dict[str, Any]:
+        both = [
+            step[name].reshape(len(step[name]), -1).sum(axis=1, dtype=np.int64) for name in (camera, f"next_{camera}")
+        ]
+        return {"reward": both[0] + 3 * both[1]}
+
+    def of(there: World, uid: int) -> int:
+        here, after = there.stacked(camera, uid, 3, "repeat"), there.next_stacked(camera, uid, 3, "repeat")
+        assert here is not None
+        return int(here.sum(dtype=np.int64)) + 3 * (0 if after is None else int(after.sum(dtype=np.int64)))
+
+    with world("hot", 11, tmp_path, monkeypatch) as there:
+        steps = [rc.Relabel(brightness, [camera, f"next_{camera}"]), rc.NStep(n, 0.5), rc.FrameStack(3)]
+        for uid, row in drawn(there, steps):
+            assert row["reward"] == sum(0.5**j * of(there, u) for j, u in enumerate(there.ahead(uid)[:n])), uid
+
+
+def test_a_next_observation_is_not_relabelled_amid_a_window() -> None:
+    schema = rc.Schema({"observation": rc.Tensor("float32"), "reward": rc.Tensor("float32")})
+    mine = rc.Relabel(lambda step: {"next_observation": -step["next_observation"]}, ["next_observation"])
+    with rc.create_workspace("w", schema) as ws, ws.writer() as writer, writer.episode() as episode:
+        for t in range(3):
+            episode.append(observation=float(t), reward=0.0, next_observation=t + 1.0)
+        single = next(rc.Loader(ws.view(), batch_size=3, seed=0, epochs=1, transforms=[mine], output="numpy"))
+        assert sorted(single["next_observation"].tolist()) == [-3, -2, -1]
+        with pytest.raises(errors.ArgumentError, match="cannot be relabelled"):
+            next(rc.Loader(ws.view(), batch_size=1, seed=0, transforms=[mine, rc.NStep(2, 0.5)]))
+
+
 @pytest.mark.parametrize(
     ("fn", "match"),
     [

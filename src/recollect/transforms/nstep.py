@@ -10,6 +10,7 @@ import numpy as np
 from recollect.errors import ArgumentError
 from recollect.schema import Schema
 from recollect.transforms.base import Chance, Data, Reach, Reads, last_of, steps_ahead
+from recollect.transforms.sums import discounted
 from recollect.view import View
 
 
@@ -65,19 +66,11 @@ class NStep:
                 discount = (discount * data.rows[own.path]).astype(np.float32)
             return data.with_rows(discount=discount)
         columns = slice(reads.now, reads.now + self.n)
-        ended = data.windows["terminated"][:, columns]
-        # What was relabelled may end before the episode did.
-        counts = reads.masks["nstep"] & (np.cumsum(ended, axis=1) - ended == 0)
-        factor = np.full(counts.shape, self.gamma)
-        if own is not None:
-            factor = factor * data.windows[own.path][:, columns]
-        running = np.cumprod(np.concatenate([np.ones((len(factor), 1)), factor], axis=1), axis=1)
-        rewards = data.windows[reward.path][:, columns].astype(np.float64)
-        total = np.where(counts, running[:, :-1] * rewards, 0.0).sum(axis=1)
-        bootstrap = np.take_along_axis(running, counts.sum(axis=1)[:, None], 1)[:, 0]
-        over = (ended & counts).any(axis=1)
+        window = {name: data.windows[name][:, columns] for name in self.needs(schema)}
+        factors = None if own is None else window[own.path]
+        sums = discounted(window[reward.path], window["terminated"], reads.masks["nstep"], self.gamma, factors)
         return data.with_rows(
-            **{reward.path: total.astype(data.rows[reward.path].dtype)},
-            terminated=over,
-            discount=np.where(over, 0.0, bootstrap).astype(np.float32),
+            **{reward.path: sums.total.astype(data.rows[reward.path].dtype)},
+            terminated=sums.over,
+            discount=sums.left.astype(np.float32),
         )

@@ -29,7 +29,8 @@ class Relabel:
     The function gets columns `[n, ...]` (numpy; not to be changed in place) of any number of steps and gives columns of
     the same length: changed ones keep their dtype, new ones have their own. It must go row by row, and depend on its
     argument alone: what comes after, `NStep` or `Previous` for one, sees the changed values of all steps that it reads.
-    A loader's state names it by module and name.
+    What an observation becomes, the next observation does not; beside transforms that read other steps, no `next_`
+    column may be returned. A loader's state names the function by module and name.
 
     Args:
         fn: the function.
@@ -75,6 +76,12 @@ class Relabel:
         made = self.fn(given)
         if not isinstance(made, Mapping):
             raise ArgumentError("a relabelling function returns a mapping of columns", value=type(made).__name__)
+        for name in made:
+            if there.shape[1] > 1 and name.startswith("next_"):
+                raise ArgumentError(
+                    f"{name!r} cannot be relabelled where other steps are read, too",
+                    remedy="Change the next observation of single steps only, or the field itself",
+                )
         out = {name: _spread(name, made[name], there, data) for name in made}
         return data.with_windows(reads.now, out)
 

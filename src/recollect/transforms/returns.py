@@ -10,6 +10,7 @@ import numpy as np
 from recollect.errors import ArgumentError
 from recollect.schema import Schema
 from recollect.transforms.base import WHOLE, Chance, Data, Reach, Reads, last_of, steps_ahead
+from recollect.transforms.sums import discounted
 from recollect.view import View
 
 
@@ -62,16 +63,7 @@ class ReturnsToGo:
         reward, own = schema.role("reward"), schema.role("discount")
         if reward is None:
             raise ArgumentError("returns to go need a field with the role reward")
-        counts = reads.masks["returns"]
-        rewards = data.windows[reward.path][:, reads.now :]
-        ends = data.windows["terminated"][:, reads.now :]
-        factors = None if own is None else data.windows[own.path][:, reads.now :]
-        total, left = np.zeros(len(counts)), np.ones(len(counts))
-        # Back from the end, a column at a time: no discount is raised to a power that rounds to 0.
-        for k in range(counts.shape[1] - 1, -1, -1):
-            here = counts[:, k]
-            factor = self.gamma if factors is None else self.gamma * factors[:, k].astype(np.float64)
-            factor = np.where(ends[:, k], 0.0, factor)  # what was relabelled may end before the episode did
-            total = np.where(here, rewards[:, k] + factor * total, total)
-            left = np.where(here, factor * left, left)
-        return data.with_rows(return_to_go=total.astype(np.float32), return_discount=left.astype(np.float32))
+        window = {name: data.windows[name][:, reads.now :] for name in self.needs(schema)}
+        factors = None if own is None else window[own.path]
+        sums = discounted(window[reward.path], window["terminated"], reads.masks["returns"], self.gamma, factors)
+        return data.with_rows(return_to_go=sums.total.astype(np.float32), return_discount=sums.left.astype(np.float32))
