@@ -9,9 +9,7 @@ import numpy as np
 
 from recollect.records import layout as lay
 from recollect.records.grown import GrownAnchors, GrownEpisodes
-from recollect.view import I64, AnchorList, Bool, Episodes, Runs, Slots, View
-
-CHUNK_ROWS = 1 << 18
+from recollect.view import I64, AnchorList, Episodes, Runs, Slots, View
 
 
 def window(episodes: Episodes, slots: Slots, before: int, after: int) -> Slots:
@@ -77,40 +75,41 @@ def without_beheaded(view: View, depth: int) -> View:
     """The view, without the rows whose stack of `depth` steps reaches back to steps of their episode that are not there
     (see `heads.beheaded`). Everything can still be read.
 
-    Costs a look at every drawable row; of a view that grows, at the link of each.
+    Costs a look at the first row of each run; of a view that grows, at the link of each row; of others, at every row.
     """
-    if depth < 2:
-        return view
     a = view.anchors
+    cut = _beheaded(view, depth) if depth > 1 else np.empty(0, np.int64)
+    cut = cut[a.mask(cut)]
+    if not len(cut):
+        return view
     out = copy(view)
+    count = a.undrawable_beheaded + len(cut)
     if isinstance(a, GrownAnchors):
-        m = a.moment
-        places = np.arange(a.low, a.high)
-        rows = a.steps[a.low : a.high]
-        lonely = np.flatnonzero(m.before[rows] < m.first - m.base)
-        heads = rows[lonely].astype(np.int64) + m.base
-        step = view.rows.gather(heads, ("step",))["step"]
-        reached = window(view.episodes, heads[step > 0], 0, depth - 2).reshape(-1)
-        cut = places[np.isin(rows, reached[reached >= 0] - m.base)] if (step > 0).any() else places[:0]
-        left = np.union1d(a.left, cut)
-        count = a.undrawable_beheaded + len(left) - len(a.left)
+        at = (cut - a.moment.base).astype(a.steps.dtype)
+        left = np.union1d(a.left, np.searchsorted(a.steps[a.low : a.high], at) + a.low)
         out.__dict__["anchors"] = replace(a, left=left, undrawable_beheaded=count)
         return out
-    kept, lost = [np.empty(0, np.int64)], 0
-    for start in range(0, len(a), CHUNK_ROWS):
-        slots = a.select(np.arange(start, min(start + CHUNK_ROWS, len(a))))
-        whole = _has_head(view, slots, depth)
-        kept.append(slots[whole])
-        lost += len(slots) - len(kept[-1])
-    if not lost:
-        return view
-    counts = a.undrawable_truncated, a.undrawable_open, a.undrawable_beheaded + lost
-    whole_anchors = a.whole if isinstance(a, AnchorList) and a.whole is not None else a
-    out.__dict__["anchors"] = AnchorList(np.concatenate(kept), len(view.rows), *counts, whole=whole_anchors)
+    slots = np.arange(len(a)) if a.slots is None else a.slots
+    kept = np.delete(slots, np.searchsorted(slots, cut))
+    whole = a.whole if isinstance(a, AnchorList) and a.whole is not None else a
+    counts = a.undrawable_truncated, a.undrawable_open, count
+    out.__dict__["anchors"] = AnchorList(kept, len(view.rows), *counts, whole=whole)
     return out
 
 
-def _has_head(view: View, slots: Slots, depth: int) -> Bool:
-    step = view.rows.gather(slots, ("step",))["step"].astype(np.int64)
-    out: Bool = view.episodes.offset(slots, -np.minimum(step, depth - 1)) >= 0
-    return out
+def _beheaded(view: View, depth: int) -> Slots:
+    """Sorted slots of the rows whose stack reaches back to what is not there; some may not be drawn anyway."""
+    episodes, a = view.episodes, view.anchors
+    if isinstance(episodes, Runs):
+        heads = episodes.run_start if episodes.slot is None else episodes.slot[episodes.run_start]
+    elif isinstance(a, GrownAnchors):
+        m = a.moment
+        rows = a.steps[a.low : a.high]
+        heads = rows[np.flatnonzero(m.before[rows] < m.first - m.base)].astype(np.int64) + m.base
+    else:
+        slots = a.select(np.arange(len(a)))
+        step = view.rows.gather(slots, ("step",))["step"].astype(np.int64)
+        return slots[episodes.offset(slots, -np.minimum(step, depth - 1)) < 0]
+    heads = heads[view.rows.gather(heads, ("step",))["step"] > 0]
+    reached = window(episodes, heads, 0, depth - 2)
+    return np.unique(reached[reached >= 0])
