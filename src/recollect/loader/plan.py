@@ -23,6 +23,8 @@ from recollect.view import Runs, Slots, View
 
 ANCHOR, FOLLOWING = 0, 1
 """Columns of the slot matrix; the steps before the anchor come after these two."""
+LONG = 1_024
+"""Steps that a window to the end of an episode is taken for before it is drawn."""
 Stacks = Mapping[str, tuple[int, str]]
 """Path → depth and pad of the fields that are read stacked."""
 
@@ -94,11 +96,11 @@ class BatchPlan:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that one row of a batch takes, and its window, as far as that is known before rows are drawn."""
+        """Bytes that one row of a batch takes, and its window."""
         own = sum(t.row_bytes for t in self.gather.targets)
         if self.window is None:
             return own
-        width = 1 + self.reach.before + (0 if self.reach.after >= WHOLE else self.reach.after)
+        width = 1 + self.reach.before + min(self.reach.after, LONG)
         return own + width * sum(t.row_bytes for t in self.window.targets)
 
     def reads(self, view: View, anchors: Slots, keys: Slots, length: int, chances: Sequence[Chance]) -> Reads:
