@@ -9,6 +9,7 @@ import numpy as np
 
 import recollect as rc
 from recollect.hot.write.writer import Episode
+from recollect.records.layout import FINAL
 from recollect.records.rows import PackedRows
 from recollect.schema.fields import is_heap
 from recollect.view import StepId
@@ -176,7 +177,9 @@ def everything(view: rc.View, *, first: int = 0, batches: bool = True) -> dict[s
     out["drawable"] = bits(anchors.select(np.arange(len(view))) - first)
     out["mask"] = bits(anchors.mask(np.arange(first - 3, stop + 3)))
     out["counts"] = (len(view), anchors.undrawable_open, anchors.undrawable_truncated, anchors.undrawable_beheaded)
-    after = episodes.next_observation(slots)
+    # Nobody asks what follows a final row; which one does depends on which log was read first.
+    is_final = (rows.gather(slots, ["flags"])["flags"] & FINAL) != 0
+    after = np.where(is_final, -1, episodes.next_observation(slots))
     out["after"] = bits(np.where(after >= stop, n, np.where(after < 0, -1, after - first)))
     observed = [leaf.path for leaf in schema.observations if not is_heap(leaf.field)]
     out["observed"] = bits(rows.gather(after, observed))

@@ -19,6 +19,10 @@ from recollect.hot.read.log import WriterLog
 from recollect.hot.read.store import HotStore
 from recollect.hot.write import growing
 from recollect.records import grow
+from recollect.records.grow import Growing
+from recollect.records.grown import GrownView
+from recollect.records.layout import Layout
+from recollect.view import Extent, FactIndex
 from tests.hot.live_world import World, assert_same, deepest, everything, leave_out_cut_stacks
 from tests.support import SCHEMAS, run_python
 
@@ -80,6 +84,30 @@ def test_at_every_moment_it_is_what_a_view_of_its_cut_is(kind: str, seed: int) -
                 kept.append((view, have))
         for view, have in kept:
             assert_same(everything(view, batches="batches" in have), have)
+
+
+def test_an_observation_that_waited_is_the_next_one_though_its_log_is_read_after_the_steps_that_follow() -> None:
+    """The episode went on with the very observation that had waited; both logs hold it by then."""
+    schema = rc.Schema({"observation": rc.Tensor("float32", (1,)), "uid": rc.Tensor("int64")})
+    layout = Layout.of(schema)
+    with rc.create_workspace("w", schema) as ws:
+        first, second = ws.writer(), ws.writer()
+        episode = first.episode(id="e")
+        episode.append(observation=[0], uid=0, next_observation=[1])
+        episode.close()
+        again = second.resume_episode("e")
+        for k in range(1, 5):
+            again.append(observation=[k], uid=k)
+        store = ws._hot()
+        ws.view()
+        for late in (1, 2, 4):  # steps that are there before the final row comes
+            rows = Growing(layout)
+            for writer, start, stop in ((first.id, 0, 1), (second.id, 0, late), (first.id, 1, 2), (second.id, late, 4)):
+                pieces = store.pieces((Extent(writer, start, stop),), layout) if stop > start else []
+                assert rows.add(writer, start, pieces, strict=True) == stop - start
+            view = GrownView(rows.anchors(lambda ids: []), (), lambda: FactIndex(), "w")
+            (after,) = view.episodes.next_observation(np.arange(1))
+            assert after == 1 + late
 
 
 # -- windows ---------------------------------------------------------------------------------------------------------

@@ -67,8 +67,6 @@ def arrow(rows: Rows) -> Any:
         if path in SCHEMA.by_path and row["final"] and path not in seen:
             return None
         value = row[path]
-        if isinstance(value, list) and SCHEMA.by_path[path].field.type == "tensor":
-            return [int(x) if isinstance(x, bool) else x for x in value]  # as bytes
         return np.float16(value) if pa.types.is_float16(field.type) and value is not None else value
 
     columns = []
@@ -80,7 +78,8 @@ def arrow(rows: Rows) -> Any:
             values = [tree(field, field.name, row) for row in rows]
         if pa.types.is_fixed_size_list(field.type):
             size, null = field.type.list_size, [v is None for v in values]
-            flat = pa.array([x for v in values for x in v or [0] * size], type=field.type.value_type)
+            empty = False if pa.types.is_boolean(field.type.value_type) else 0
+            flat = pa.array([x for v in values for x in v or [empty] * size], type=field.type.value_type)
             columns.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type, mask=pa.array(null, pa.bool_())))
             continue
         columns.append(pa.array(values, type=field.type))

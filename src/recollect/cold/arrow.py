@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from recollect.errors import CorruptionError
 from recollect.records import layout as lay
-from recollect.records.block import Block, Values, allocate, write_values
+from recollect.records.block import Block, Values, allocate, planes_at, write_values
 from recollect.records.layout import Layout, column
 from recollect.schema import Leaf
-from recollect.schema.arrow import arrow_type
 from recollect.schema.fields import is_heap, is_inline, is_wide
 
 BATCH_ROWS = 65_536
@@ -62,23 +63,20 @@ def to_batch(
     arrays["final"] = pa.array(final)
     arrays["has_next"] = pa.array((flags & lay.HAS_NEXT) != 0)
     arrays["priority_at_append"] = pa.array(priority, mask=np.isnan(priority))
-    leaves: dict[str, Any] = {}
-    for leaf in layout.schema.observations if observations_only else layout.schema.leaves:
-        leaves[leaf.path] = _leaf_array(layout, block, records, leaf, final)
     for field in schema:
         if field.name not in arrays:
-            arrays[field.name] = _assemble(field, field.name, leaves)
+            arrays[field.name] = _column(layout, block, records, final, field.type, field.name)
     return pa.record_batch([arrays[field.name] for field in schema], schema=schema)
 
 
-def _assemble(field: Any, path: str, leaves: dict[str, Any]) -> Any:
-    if path in leaves:
-        return leaves[path]
-    children = [
-        _assemble(field.type.field(i), f"{path}.{field.type.field(i).name}", leaves)
-        for i in range(field.type.num_fields)
-    ]
-    return pa.StructArray.from_arrays(children, fields=[field.type.field(i) for i in range(field.type.num_fields)])
+def _column(
+    layout: Layout, block: Block, records: NDArray[np.void], final: NDArray[np.bool_], kind: Any, path: str
+) -> Any:
+    """One column of a type: a leaf, or a struct of them."""
+    if (leaf := layout.schema.by_path.get(path)) is not None:
+        return _leaf_array(layout, block, records, leaf, final, kind)
+    children = [_column(layout, block, records, final, inner.type, f"{path}.{inner.name}") for inner in kind]
+    return pa.StructArray.from_arrays(children, fields=list(kind))
 
 
 def _nulls(layout: Layout, records: NDArray[np.void], leaf: Leaf, final: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
@@ -92,9 +90,10 @@ def _nulls(layout: Layout, records: NDArray[np.void], leaf: Leaf, final: NDArray
     return out if out.any() else None
 
 
-def _leaf_array(layout: Layout, block: Block, records: NDArray[np.void], leaf: Leaf, final: NDArray[np.bool_]) -> Any:
+def _leaf_array(
+    layout: Layout, block: Block, records: NDArray[np.void], leaf: Leaf, final: NDArray[np.bool_], kind: Any
+) -> Any:
     nulls = _nulls(layout, records, leaf, final)
-    kind = arrow_type(leaf.field)
     held = records[column(leaf.path)]
     if is_inline(leaf.field):
         data = np.ascontiguousarray(held)
@@ -104,13 +103,13 @@ def _leaf_array(layout: Layout, block: Block, records: NDArray[np.void], leaf: L
     if is_wide(leaf.field):
         region = block.planes[leaf.path]
         index = np.ascontiguousarray(held)
-        if nulls is None and len(index) and (np.diff(index) == 1).all():
-            data = region[index[0] : index[0] + len(index)]
-        elif not len(region):  # every row is null
+        if not pa.types.is_fixed_size_list(kind):
+            return _variable(region, index, nulls, kind)
+        if len(region):
+            data = planes_at(region, np.maximum(index, 0))
+        else:  # every row is null
             data = np.zeros((len(index), *region.shape[1:]), region.dtype)
-        else:
-            data = region[np.maximum(index, 0)]
-        return _fixed(np.ascontiguousarray(data).reshape(-1), kind, nulls)
+        return _fixed(data.reshape(-1), kind, nulls)
     at, count = np.ascontiguousarray(held["at"]), np.ascontiguousarray(held["count"])
     if nulls is not None:
         count = np.where(nulls, 0, count)
@@ -127,8 +126,25 @@ def _leaf_array(layout: Layout, block: Block, records: NDArray[np.void], leaf: L
         )
     dtype = np.dtype(leaf.field.dtype)  # type: ignore[union-attr]
     offsets = np.concatenate([[0], ends // dtype.itemsize]).astype(np.int32)
-    values = raw.view(np.uint8 if dtype.kind == "b" else dtype)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=kind, mask=mask)
+    return pa.ListArray.from_arrays(pa.array(offsets), _flat(raw.view(dtype), kind), type=kind, mask=mask)
+
+
+def _variable(region: NDArray[Any], index: NDArray[np.int64], nulls: NDArray[np.bool_] | None, kind: Any) -> Any:
+    """Planes as bytes, or as lists: nothing is held where they are null."""
+    planes = planes_at(region, index if nulls is None else index[~nulls])
+    each = int(np.prod(region.shape[1:])) * (region.itemsize if pa.types.is_binary(kind) else 1)
+    held = np.ones(len(index), np.int64) if nulls is None else (~nulls).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(held * each)]).astype(np.int32)
+    if pa.types.is_binary(kind):
+        validity = None if nulls is None else pa.array(~nulls).buffers()[1]
+        return pa.Array.from_buffers(kind, len(index), [validity, pa.py_buffer(offsets), pa.py_buffer(planes)])
+    mask = None if nulls is None else pa.array(nulls)
+    return pa.ListArray.from_arrays(pa.array(offsets), _flat(planes.reshape(-1), kind), type=kind, mask=mask)
+
+
+def _flat(values: NDArray[Any], kind: Any) -> Any:
+    """The values of a list of type `kind`. Truths are bytes where a buffer was made with them so."""
+    return pa.array(values.view(np.uint8) if pa.types.is_uint8(kind.value_type) else values, type=kind.value_type)
 
 
 def _join_spans(
@@ -148,9 +164,8 @@ def _join_spans(
 
 
 def _fixed(flat: NDArray[Any], kind: Any, nulls: NDArray[np.bool_] | None) -> Any:
-    values = pa.array(flat.view(np.uint8) if flat.dtype == np.bool_ else flat)
     mask = None if nulls is None else pa.array(nulls)
-    return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=mask)
+    return pa.FixedSizeListArray.from_arrays(_flat(flat, kind), type=kind, mask=mask)
 
 
 # -- back ---------------------------------------------------------------------------------------------------------
@@ -234,16 +249,39 @@ def _values(batch: Any, leaf: Leaf) -> Values | None:
     if shape == ():
         data = array.fill_null(False if dtype.kind == "b" else 0) if valid is not None else array
         return Values(data.to_numpy(zero_copy_only=False), valid)
+    if not pa.types.is_fixed_size_list(array.type):
+        return _planes(array, leaf, dtype, tuple(shape))
     size = array.type.list_size
-    flat = array.values.to_numpy(zero_copy_only=False)[array.offset * size : (array.offset + len(array)) * size]
+    flat = array.values.slice(array.offset * size, len(array) * size).to_numpy(zero_copy_only=False)
     if dtype.kind == "b":
         flat = flat.view(np.bool_)
     return Values(flat.reshape(len(array), *shape), valid)
 
 
+def _planes(array: Any, leaf: Leaf, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Values:
+    """`[n, *shape]` of a column of bytes or of lists.
+
+    Raises:
+        CorruptionError: a value is not of that shape.
+    """
+    held = _heap_values(array, leaf)
+    each = math.prod(shape) * dtype.itemsize
+    lengths = held.lengths if held.valid is None else held.lengths[held.valid]  # type: ignore[index]
+    if (lengths != each).any():  # type: ignore[union-attr]
+        raise CorruptionError(
+            f"field {leaf.path!r}: a value of shape {shape} and dtype {dtype} takes {each} bytes; a file holds others"
+        )
+    planes = held.data.view(dtype).reshape(-1, *shape)
+    if held.valid is None:
+        return Values(planes)
+    data = np.zeros((len(array), *shape), dtype)
+    data[held.valid] = planes
+    return Values(data, held.valid)
+
+
 def _heap_values(array: Any, leaf: Leaf) -> Values:
     valid = None if array.null_count == 0 else array.is_valid().to_numpy(zero_copy_only=False)
-    if pa.types.is_string(array.type):
+    if pa.types.is_string(array.type) or pa.types.is_binary(array.type):
         _, offsets_raw, data_raw = array.buffers()
         offsets = np.frombuffer(offsets_raw, np.int32)[array.offset : array.offset + len(array) + 1].astype(np.int64)
         data = np.frombuffer(data_raw, np.uint8) if data_raw is not None else np.zeros(0, np.uint8)

@@ -62,7 +62,8 @@ def stage(
     statistics = Statistics(layout, None)
     fragments = []
     if todo.rows:
-        form = arrow_schema(layout.schema)
+        # The buffer's own: types and encodings stay those that it was made with.
+        form = pa.schema([data.steps.schema.field(f.name) for f in arrow_schema(layout.schema)])
         rows = _batches(pieces_of(store, todo.extents, layout), layout, form, statistics, todo.rows, progress)
         fragments = data.stage_steps(rows, form, max_rows=full_rows(row_bytes(layout)))
     if todo.facts:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recollect.records import layout as lay
-from recollect.records.block import Block
+from recollect.records.block import Block, planes_at
 from recollect.records.build import group_by_episode
+from recollect.records.kernels import count_bytes
 from recollect.records.layout import Layout, column
 from recollect.records.rows import PackedRows
 from recollect.schema import Leaf
@@ -41,7 +42,7 @@ class FieldSums:
         if not len(values):
             return
         if values.dtype == np.uint8 and values.ndim > 2:
-            hist = np.bincount(values.reshape(-1), minlength=256).astype(np.float64)
+            hist = count_bytes(values.reshape(-1)).astype(np.float64)
             at = np.arange(256.0)
             total = hist.sum()
             mean = (hist * at).sum() / total
@@ -140,7 +141,7 @@ class Statistics:
                 values = held[known]
             else:
                 assert is_wide(leaf.field)
-                values = block.planes[path][held[known]]
+                values = planes_at(block.planes[path], held[known])
             sums.add(values, int(use.sum() - known.sum()))
 
     def add_returns(self, pieces: Sequence[tuple[Block, int, int]]) -> None:

@@ -117,6 +117,13 @@ def write_values(
     return at - begin
 
 
+def planes_at(region: NDArray[Any], index: NDArray[np.int64]) -> NDArray[Any]:
+    """The planes `index` `[n]` of a region, contiguous: a view where they lie side by side, else a copy."""
+    if len(index) and (np.diff(index) == 1).all():
+        return np.ascontiguousarray(region[index[0] : index[0] + len(index)])
+    return region[index]
+
+
 def allocate(layout: Layout, rows: int, planes: Mapping[str, int], heap_bytes: int) -> Block:
     """A zeroed block in memory."""
     regions = {}

@@ -102,7 +102,12 @@ def take_rows(
                 last_writer, last_counter = writer, counter
             p = newest[g]
             near = newest_step[g] + 1 == s and (newest_step[g] >= 0 or not is_final)
-            late = is_final and newest_step[g] == s and p >= 0 and before[p] >= 0 and final[before[p]] < 0
+            late = False
+            if is_final and not near and p >= 0:
+                # Its writer's log was read after that of the writer the episode went on with.
+                for _ in range(newest_step[g] - s):
+                    p = before[p] if p >= 0 else p
+                late = newest_step[g] >= s and p >= 0 and before[p] >= 0 and final[before[p]] < 0
             if strict and not near and not late:
                 return k
         address[i], blocks[i], flags[i] = at, block, f
