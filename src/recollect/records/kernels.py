@@ -172,6 +172,7 @@ def gather(slots: Any, starts: Any, bases: Any, planes: Any, itemsize: int, jobs
     target = arena.ctypes.data
     address = np.empty((width, n), np.int64)
     block = np.empty((width, n), np.int64)
+    has_planes = (jobs[:, J_KIND] == PLANE).any()
     _locate(slots, starts, bases, itemsize, lines, 0, min(n, TILE_ROWS), address, block)
     for low in range(0, n, TILE_ROWS):
         high = min(n, low + TILE_ROWS)
@@ -210,8 +211,9 @@ def gather(slots: Any, starts: Any, bases: Any, planes: Any, itemsize: int, jobs
                 for i in range(low, high):
                     _store8(to, 1 if row[i] != 0 and ((load64(row[i] + source) >> size) & 1) == 0 else 0)
                     to += stride
-        for i in range(low, high):
-            _copy_planes(i, jobs, planes, address, block, target)
+        if has_planes:
+            for i in range(low, high):
+                _copy_planes(i, jobs, planes, address, block, target)
 
 
 @njit(nogil=True, cache=True)
