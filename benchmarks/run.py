@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+import cliffwalk
 import hot
 import hot_beside
 import hot_reads
@@ -73,6 +74,8 @@ def everything(folder: Path, rounds: int) -> Iterator[Line]:
     yield from samplers.measure(rounds)
     yield from transforms.measure(rounds)
     yield from storage.measure(rc, folder, rounds)
+    if rounds > 5:
+        yield from cliffwalk.lines(folder)
     yield from start_up(rounds)
 
 

@@ -29,10 +29,13 @@ class _Rows:
     def __init__(self, count: int) -> None:
         self.count = count
         self.schema = self.anchors = self.rows = self
-        self.slots, self.by_path = None, {"priority"}
+        self.slots = None
 
     def __len__(self) -> int:
         return self.count
+
+    def gather(self, slots: Any, fields: Any) -> Any:
+        return {"priority": np.full(len(slots), np.nan, np.float32)}
 
     def role(self, name: str) -> None:
         return None

@@ -19,8 +19,10 @@ __version__ = "0.0.1"
 
 _HOME = {
     "Batch": "loader",
+    "Branch": "buffer",
     "Buffer": "buffer",
     "Cut": "view",
+    "Diff": "versions.diff",
     "Embedding": "schema",
     "Episode": "hot.write.writer",
     "EpisodeKey": "view",
@@ -57,10 +59,12 @@ _HOME = {
     "Uniform": "samplers",
     "Version": "buffer",
     "View": "view",
+    "Window": "view",
     "Workspace": "workspace",
     "Writer": "hot.write.writer",
     "create_workspace": "opening",
     "delete_workspace": "opening",
+    "join": "records.join",
     "list_workspaces": "opening",
     "open_buffer": "buffer",
     "open_workspace": "opening",
@@ -70,13 +74,14 @@ _MODULES = ("errors", "gym")
 if TYPE_CHECKING:
     from recollect import errors as errors
     from recollect import gym as gym
-    from recollect.buffer import Buffer, Version, open_buffer
+    from recollect.buffer import Branch, Buffer, Version, open_buffer
     from recollect.hot.keep import Keep
     from recollect.hot.write.writer import Episode, Writer
     from recollect.loader import Batch, Loader
     from recollect.opening import create_workspace, delete_workspace, list_workspaces, open_workspace
     from recollect.promote.result import Snapshot
     from recollect.recall.results import EpisodeRecord, Hits, Step
+    from recollect.records.join import join
     from recollect.samplers import (
         Linear,
         Mixture,
@@ -90,14 +95,17 @@ if TYPE_CHECKING:
     )
     from recollect.schema import Embedding, Frames, Json, Ragged, Schema, Tensor, Text
     from recollect.transforms import FrameStack, HindsightRelabel, Normalize, NStep, Previous, Relabel, ReturnsToGo
-    from recollect.view import Cut, EpisodeKey, Extent, StepId, View
+    from recollect.versions.diff import Diff
+    from recollect.view import Cut, EpisodeKey, Extent, StepId, View, Window
     from recollect.view.statistics import Statistics
     from recollect.workspace import Workspace
 
 __all__ = [
     "Batch",
+    "Branch",
     "Buffer",
     "Cut",
+    "Diff",
     "Embedding",
     "Episode",
     "EpisodeKey",
@@ -134,12 +142,14 @@ __all__ = [
     "Uniform",
     "Version",
     "View",
+    "Window",
     "Workspace",
     "Writer",
     "create_workspace",
     "delete_workspace",
     "errors",
     "gym",
+    "join",
     "list_workspaces",
     "open_buffer",
     "open_workspace",

@@ -3,61 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from recollect.cache.blocks import BlockCache
 from recollect.cache.rotation import Rotation
 from recollect.cache.view import BufferReader
-from recollect.cold import torn
+from recollect.cold import branches, torn
+from recollect.cold.branches import Branch
 from recollect.cold.cleanup import Cleanup, cleanup
 from recollect.cold.compact import Compaction, compact
 from recollect.cold.dataset import Datasets
 from recollect.cold.fold import Promotion
 from recollect.cold.history import History
-from recollect.cold.location import Location
+from recollect.cold.location import MAIN, Location
 from recollect.cold.pins import Pin
 from recollect.cold.verify import BufferReport, verify
-from recollect.errors import ArgumentError, NotFound
+from recollect.errors import AlreadyExists, ArgumentError, NotFound
+from recollect.promote.lineage import commit_of
+from recollect.promote.tags import check_tag
 from recollect.promote.upkeep import row_bytes
 from recollect.records.layout import Layout
 from recollect.records.part import part_of
-from recollect.schema import Schema
+from recollect.schema import Embedding, Schema, Tensor
+from recollect.versions.columns import add_column
+from recollect.versions.diff import Diff, Side, diff
+from recollect.versions.listing import Version, listing
 from recollect.view import Cut, View
-
-
-@dataclass(frozen=True)
-class Version:
-    """One version of a buffer.
-
-    Attributes:
-        version: its number; `tags` the names it has. Version 1 is the empty buffer, the first snapshot is version 2.
-        time: when it was promoted, UTC.
-        rows: rows in it; `rows_added` those its promotion brought.
-        workspace: name of the workspace they came from.
-        finished_only, where: the filter of its snapshot; `held_rows` rows that it held back.
-        open_episodes: episodes that it promoted though somebody had them open; their later rows come in later versions.
-        kept: whether it can still be opened; what cleanup removed stays in the list.
-        statistics: per numeric field: rows, nulls, nans, count, mean, std, min, max (per element for small fields), and
-            under `returns` and `lengths` those of the episodes that ended. Of the steps as they were written: late
-            facts are not in them.
-    """
-
-    version: int
-    tags: tuple[str, ...]
-    time: datetime
-    rows: int
-    rows_added: int
-    workspace: str
-    statistics: Mapping[str, Any]
-    kept: bool = True
-    finished_only: bool = False
-    where: str | None = None
-    held_rows: int = 0
-    open_episodes: int = 0
 
 
 class Buffer:
@@ -68,7 +42,7 @@ class Buffer:
 
     def __init__(self, data: Datasets) -> None:
         self._data = data
-        self.uri = data.location.uri
+        self.uri, self.branch_name = data.location.uri, data.location.branch_name
         self._layout = Layout.of(data.schema)
         self._reader = BufferReader(data, self._layout, BlockCache())
 
@@ -77,49 +51,172 @@ class Buffer:
         return self._data.schema
 
     def versions(self) -> list[Version]:
-        """Every version that a snapshot made, oldest first, those that were cleaned up included."""
-        self._data.refresh()
-        tags: dict[int, list[str]] = {}
-        for name, number in self._data.tags().items():
-            tags.setdefault(number, []).append(name)
-        there = self._data.version_numbers()
-        out = []
-        for p in self._data.history().log():
-            number = p.base_version + 1
-            out.append(
-                Version(
-                    number,
-                    tuple(sorted(tags.get(number, []))),
-                    datetime.fromtimestamp(p.time_ns / 1e9, tz=UTC),
-                    p.total_rows,
-                    p.rows,
-                    p.record["lineage"]["workspace_name"],
-                    _finished(p.record["statistics"]),
-                    number in there,
-                    p.record["lineage"]["finished_only"],
-                    p.record["lineage"]["where"],
-                    p.record["counts"]["held_rows"],
-                    p.record["counts"]["open_episodes"],
-                )
-            )
-        return out
+        """Every version that a snapshot or `add_column` made, oldest first, those that were cleaned up included.
+
+        Of a branch: its own, and before them those of its parent up to the one it began with.
+        """
+        return listing(self._data)
 
     def tags(self) -> dict[str, int]:
-        """Tag → version number."""
+        """Tag → version number, of the versions of this branch and of those of its parent that it began behind."""
         return dict(sorted(self._data.tags().items()))
 
-    def at(self, which: str | int | datetime | None = None, *, cut: Cut | None = None) -> View:
+    def number(self, which: str | int | datetime | None = None) -> int:
+        """The number of a version, as `at` finds it. Raises NotFound for a tag or a moment that names none."""
+        self._data.refresh()
+        return self._number(which)
+
+    def tag(self, name: str, which: str | int | datetime | None = None) -> int:
+        """Names a version, by default the newest; returns its number. A tag's name is taken on every branch at once.
+
+        Raises:
+            ArgumentError: a name that a tag cannot have.
+            AlreadyExists: the tag names another version.
+            NotFound: there is no such version.
+        """
+        check_tag(name)
+        self._data.refresh()
+        version = self._number(which)
+        with self.pin(version, hold=timedelta(hours=1)):
+            if not self._data.create_tag(name, version) and self._data.tagged(name) != version:
+                raise AlreadyExists(
+                    f"tag {name!r} names version {self._data.tagged(name)} of {self._data.location}",
+                    remedy="Choose another tag",
+                )
+        return version
+
+    # -- branches ------------------------------------------------------------------------------------------
+
+    def branch(self, name: str, *, at: str | int | datetime | None = None) -> Buffer:
+        """Makes a branch, and opens it. It begins with a version of this one, which it shares, and goes on by itself.
+
+        Snapshots with `branch=name` land on it, each row once, whatever main holds; columns can be added to it.
+
+        Args:
+            at: the version that it begins with, as for `Buffer.at`; the newest when None.
+
+        Raises:
+            ArgumentError: a name that a branch cannot have.
+            AlreadyExists: there is a branch of that name.
+            NotFound: there is no such version.
+        """
+        self._data.refresh()
+        return Buffer(Datasets.open_(branches.create(self._data, name, self._number(at))))
+
+    def branches(self) -> list[Branch]:
+        """Every branch but main, by name."""
+        return branches.branches(self._data)
+
+    def delete_branch(self, name: str, *, with_tags: bool = False) -> list[str]:
+        """Deletes a branch and the versions that only it has, for good; returns the tags that went with it.
+
+        Args:
+            with_tags: also where tags name its versions.
+
+        Raises:
+            NotFound: no such branch.
+            ConflictError: it has tags, somebody has a pin on it, or another branch began on it. Nothing is deleted.
+        """
+        return branches.delete(self._data, name, with_tags=with_tags)
+
+    def add_column(
+        self,
+        name: str,
+        fn: Callable[[Mapping[str, Any]], Any],
+        *,
+        field: Tensor | Embedding,
+        fields: Sequence[str] | None = None,
+        by: Literal["row", "episode"] = "row",
+        on: str | None = None,
+        commit: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Adds a field that `fn` computes to every step of a branch's newest version; returns the new version.
+
+        Rows stay as they were written. It is there in one commit, whole or not at all; a run that was killed may be
+        run again. The field is optional: rows that later snapshots bring have null, and older versions lack it.
+
+        Args:
+            fn: is called with up to 4,096 rows, a dict of arrays `[n, *shape]`, in the order of the buffer, and returns
+                an array `[n, *field.shape]`. Of an optional field `x` there is `valid.x` too; text is an array of str
+                or None, ragged fields one of arrays. `terminated`, `truncated`, `step`, `time`, `writer`, `seq`,
+                `episode_writer` and `episode` are always there. Late facts about steps are in the values.
+            field: what `fn` returns: a Tensor or an Embedding.
+            fields: what `fn` is given; every field of fixed shape when None.
+            by: "episode" calls `fn` once for each episode, with all of its steps in order. The branch then has to fit
+                into the cache's budget.
+            on: the branch; the one that this handle is at when None.
+            commit: the commit of the code of `fn`, for the lineage; the variable `RECOLLECT_COMMIT` when None.
+            progress: called with rows done and rows to do.
+
+        Raises:
+            ArgumentError: on main, a field of another type, or what `fn` returned does not fit it.
+            AlreadyExists: the branch has such a field.
+            NotFound: no such branch or field, or a branch without rows.
+            ConflictError: others kept committing first. Nothing was added.
+            StoreError, DiskFull: the store or the cache cannot be reached or written. Nothing was added.
+        """
+        if on is not None and on != self.branch_name:
+            return self.on(on).add_column(name, fn, field=field, fields=fields, by=by, commit=commit, progress=progress)
+        cache = self._reader.cache
+        version = add_column(
+            self._data, name, fn, field, fields=fields, by=by, code=commit_of(commit), cache=cache, progress=progress
+        )
+        self._layout = Layout.of(self._data.schema)
+        self._reader = BufferReader(self._data, self._layout, cache)
+        return version
+
+    def on(self, branch: str) -> Buffer:
+        """The same buffer at another branch, "main" included. Raises NotFound."""
+        return Buffer(Datasets.open_(branches.find(self._data.location, branch)))
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def at(
+        self, which: str | int | datetime | None = None, *, branch: str | None = None, cut: Cut | None = None
+    ) -> View:
         """A view of a version.
 
         Args:
             which: a tag, a version's number, or a moment: the newest version at that time. None is the newest of all.
+            branch: the branch that it is one of; the one that this handle is at when None.
             cut: reads only these rows of it, such as `snapshot.cut`.
 
         Raises:
-            NotFound: no such tag or version, none that old, or a buffer without rows.
+            NotFound: no such tag, version or branch, none that old, or a buffer without rows.
         """
+        if branch is not None and branch != self.branch_name:
+            return self.on(branch).at(which, cut=cut)
         view = self._reader.view(*self._read(which))
         return view if cut is None else part_of(view, cut)
+
+    def diff(
+        self,
+        a: str | int | datetime | None,
+        b: str | int | datetime | None = None,
+        *,
+        branch: str | None = None,
+        by: Sequence[str] | None = None,
+    ) -> Diff:
+        """How version `b` differs from version `a`: rows, episodes, values of fields, returns by task, schema.
+
+        Reads both once, a block at a time.
+
+        Args:
+            a, b: as for `at`; None is the newest.
+            branch: the branch that `b` is on; the one that this handle is at when None.
+            by: facts of episodes, or scalar fields, to group by; see `recollect.versions.diff.diff`.
+
+        Raises:
+            NotFound: no such version or branch, or `by` names what there is not.
+        """
+        other = self if branch is None else self.on(branch)
+        return diff(self._side(a), other._side(b), by)
+
+    def _side(self, which: str | int | datetime | None) -> Side:
+        steps, history, cut, name = self._read(which)
+        layout = Layout.of(self._data.schema_of(steps))
+        return Side(BufferReader(self._data, layout, self._reader.cache), steps, history, cut, name)
 
     def rotate(
         self, which: str | int | datetime | None = None, *, resident_bytes: int | None = None, reuse: float = 1.0
@@ -151,7 +248,8 @@ class Buffer:
         self._data.refresh()
         steps = self._data.at_version(self._number(which))
         history = self._data.history(steps)
-        name = f"{self.uri}@{which if which is not None else steps.version}"
+        on = "" if self.branch_name == MAIN else f"{self.branch_name}:"
+        name = f"{self.uri}@{on}{which if which is not None else steps.version}"
         if history.head is None:
             raise NotFound(f"{name} is empty", remedy="Snapshot a workspace to it first")
         return steps, history, history.cut, name
@@ -161,7 +259,7 @@ class Buffer:
             return int(self._data.steps.version)
         if isinstance(which, int):
             if which < 1:
-                raise NotFound(f"buffer {self.uri!r} has no version {which}", remedy="Versions count from 1")
+                raise NotFound(f"buffer {self._data.location} has no version {which}", remedy="Versions count from 1")
             return which
         if isinstance(which, datetime):
             moment = which.astimezone(UTC)
@@ -173,7 +271,8 @@ class Buffer:
         if which not in tags:
             raise NotFound(
                 f"buffer {self.uri!r} has no tag {which!r}",
-                remedy=f"Tags: {', '.join(sorted(tags)) or 'none'}",
+                remedy=f"Tags: {', '.join(sorted(tags)) or 'none'}"
+                + ("; it names a version of another branch: see buf.branches()" if self._data.has_tag(which) else ""),
             )
         return tags[which]
 
@@ -192,9 +291,10 @@ class Buffer:
         return compact(self._data, row_bytes(self._layout), progress=progress)
 
     def cleanup(self, older_than: timedelta = timedelta(days=7), *, dry_run: bool = False) -> Cleanup:
-        """Removes versions of that age, and the leftovers of snapshots that were killed. For good.
+        """Removes versions of that age of this branch, and the leftovers of snapshots that were killed. For good.
 
-        Kept are the newest version, what a tag or a pin names, and what was staged less than two days ago.
+        Kept are the newest version, what a tag or a pin names, what another branch began with, and what was staged less
+        than two days ago.
 
         Raises:
             ArgumentError: a negative age.
@@ -214,7 +314,8 @@ class Buffer:
         return Pin(self._data, self._number(which), hold.total_seconds())
 
     def verify(self, *, progress: Callable[[int, int], None] | None = None) -> BufferReport:
-        """Reads everything that the newest version and every tagged or pinned one name, and checks it. Changes nothing.
+        """Reads all that the newest version and the tagged and pinned ones of this branch name, and checks it. Changes
+        nothing.
 
         Raises:
             StoreError: the store cannot be reached.
@@ -243,21 +344,24 @@ class Buffer:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Buffer({self.uri!r})"
+        return f"Buffer({self.uri!r})" if self.branch_name == MAIN else f"Buffer({self.uri!r}, {self.branch_name!r})"
 
 
-def open_buffer(uri: str | os.PathLike[str], *, storage_options: Mapping[str, str] | None = None) -> Buffer:
+def open_buffer(
+    uri: str | os.PathLike[str], *, branch: str | None = None, storage_options: Mapping[str, str] | None = None
+) -> Buffer:
     """Opens a replay buffer.
 
     Args:
         uri: a path, `file://`, `s3://…`.
+        branch: the branch; main when None.
         storage_options: endpoint, credentials and region of an object store.
 
     Raises:
-        NotFound: no buffer there.
-        StoreError: the store cannot be reached.
+        NotFound: no buffer there, or no such branch.
+        StoreError: the store cannot be reached, or it is a branch of a buffer that was moved.
     """
-    return Buffer(Datasets.open_(Location(uri, storage_options)))
+    return Buffer(Datasets.open_(branches.find(Location(uri, storage_options), branch)))
 
 
 def repair_buffer(uri: str | os.PathLike[str]) -> list[str]:
@@ -271,31 +375,10 @@ def repair_buffer(uri: str | os.PathLike[str]) -> list[str]:
     """
     location = Location(uri)
     torn.require_local(location)
-    return torn.go_back(location)
+    done = torn.go_back(location)
+    for name, held in branches.registered(location).items():
+        done += [f"branch {name}: {line}" for line in torn.go_back(location.on(held))]
+    return done
 
 
-def _finished(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Sums as the statistics that people read: the deviation in place of the squares."""
-    import numpy as np
-
-    def one(sums: Mapping[str, Any]) -> dict[str, Any]:
-        count = np.array(sums["count"])
-        with np.errstate(all="ignore"):
-            std = np.sqrt(np.array(sums["squares"]) / np.maximum(count, 1))
-        none = int(np.max(count, initial=0)) == 0
-        return {
-            **{k: sums[k] for k in ("rows", "nulls", "nans", "count")},
-            "mean": None if none else sums["mean"],
-            "std": None if none else std.tolist(),
-            "min": None if none else sums["min"],
-            "max": None if none else sums["max"],
-        }
-
-    return {
-        **{path: one(sums) for path, sums in data["fields"].items()},
-        "returns": one(data["returns"]),
-        "lengths": one(data["lengths"]),
-    }
-
-
-__all__ = ["Buffer", "Promotion", "Version", "open_buffer", "repair_buffer"]
+__all__ = ["Branch", "Buffer", "Promotion", "Version", "open_buffer", "repair_buffer"]

@@ -345,6 +345,8 @@ class Workspace:
         storage_options: Mapping[str, str] | None = None,
         finished_only: bool = False,
         where: str | None = None,
+        branch: str | None = None,
+        commit: str | None = None,
         dry_run: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Snapshot:
@@ -362,6 +364,10 @@ class Workspace:
                 closed, or whose writer is gone.
             where: only episodes that this condition on their facts is true of, such as `"episode.task = 'hopper'"`;
                 `recollect.where` has the language. Facts count as they are now.
+            branch: a branch that `Buffer.branch` made. It has a count of its own of what it holds; rows are not evicted
+                on account of it, and it is never the workspace's home.
+            commit: the commit of the code that wrote the rows, for the version's lineage; the variable
+                `RECOLLECT_COMMIT` when None.
             dry_run: only says what would be promoted: writes nothing, creates nothing.
             progress: called with rows written and rows to write.
 
@@ -370,10 +376,12 @@ class Workspace:
             AlreadyExists: the tag names another version.
             SchemaMismatch: the buffer has another schema.
             ConflictError: others kept committing first. Nothing is lost; run it again.
-            NotFound: the workspace was deleted.
+            NotFound: the workspace was deleted, or there is no such branch.
             StoreError, DiskFull: the store cannot be reached or written. Nothing is half-written; run it again.
         """
+        from recollect.cold.branches import find
         from recollect.cold.location import Location
+        from recollect.promote.lineage import commit_of
         from recollect.promote.result import nothing_to_promote
         from recollect.promote.retention import move
         from recollect.promote.snapshot import snapshot
@@ -381,15 +389,20 @@ class Workspace:
 
         check_tag(tag)
         home.require(self.path, self.id)
-        location = Location(to, storage_options)
+        location = find(Location(to, storage_options), branch)
+        code = commit_of(commit)
         if self.schema is None:
             return nothing_to_promote(location, dry_run=dry_run)
-        lock = self.path / "targets" / f"{digest(location.uri)}.lock"
+        lock = (
+            self.path
+            / "targets"
+            / f"{digest(f'{location.uri}#{location.branch}' if location.branch else location.uri)}.lock"
+        )
         done = snapshot(
             self._hot(), self.id, lock, location, tag, progress,
-            finished_only=finished_only, where=where, dry_run=dry_run,
+            finished_only=finished_only, where=where, dry_run=dry_run, commit=code,
         )  # fmt: skip
-        if dry_run:
+        if dry_run or location.branch:
             return done
         note = "" if done.version is None else move(self.path, self.id, location, lock)
         evicted = self.retainer.try_run()

@@ -169,6 +169,7 @@ def test_the_nouns_are_those_of_the_design() -> None:
         "workspace create", "workspace list", "workspace show", "workspace evolve", "workspace delete",
         "workspace keep", "cache show", "cache clear",
         "snapshot", "log", "tail", "recall", "verify", "doctor", "demo", "compact", "cleanup",
+        "branch create", "branch list", "branch delete", "tag", "diff",
     }  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def test_a_pin_that_ran_out_goes(tmp_path: Path) -> None:
         buffer = rc.open_buffer(tmp_path / "b")
         buffer.pin(2, hold=timedelta(seconds=-1))
         assert 2 in buffer.cleanup(NOW).versions
-        assert pins.pins(Datasets.open_(Location(tmp_path / "b")).steps) == {}
+        assert pins.pins(Datasets.open_(Location(tmp_path / "b"))) == {}
         with pytest.raises(errors.NotFound):
             buffer.pin(2)
         with pytest.raises(errors.ArgumentError, match="pin"):
@@ -117,7 +117,7 @@ def test_a_pin_waits_for_a_cleanup_that_may_not_have_seen_it(tmp_path: Path, mon
             if not dry_run:
                 thread.start()
                 started = time.monotonic()
-                while not pins.pins(Datasets.open_(Location(tmp_path / "b")).steps):
+                while not pins.pins(Datasets.open_(Location(tmp_path / "b"))):
                     assert time.monotonic() - started < 60
                     time.sleep(0.005)
                 assert outcome == []

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 import recollect as rc
 from recollect import errors
-from recollect.samplers import PART_SHIFT
+from recollect.samplers import stratified
 from recollect.samplers.anchors import change, listed
 from recollect.samplers.quotas import Quotas
+from recollect.view import PART_SHIFT
 from tests.samplers.made import PLAIN, assert_true_to, drawn, plain_view, write
 
 
@@ -170,6 +171,55 @@ def test_strata_by_a_fact_and_by_a_flag_and_when_the_view_grows() -> None:
         cursor.grow(source.at(1))
         uids = source.at(1).rows.gather(cursor.draw(1, 40).keys[0], ("uid",))["uid"]
         assert int((uids == 900).sum()) == 10
+
+
+@pytest.mark.parametrize("by", ["kind", "episode.task", "terminated"])
+@pytest.mark.parametrize("last", [None, 30])
+def test_strata_of_a_growing_view_are_those_of_all_its_rows_looked_at_afresh(by: str, last: int | None) -> None:
+    """Rows come, leave, become drawable late, and change their group through late facts."""
+    rng = np.random.default_rng(3)
+    with rc.create_workspace("w", PLAIN) as ws:
+        writer = ws.writer(durability="process")
+        episodes = [writer.episode(task="x") for _ in range(3)]
+        source = ws.live(last=last)
+        cursor: Any = None
+        steps: list[Any] = []
+        for turn in range(40):
+            for _ in range(int(rng.integers(0, 7))):
+                k, end = int(rng.integers(3)), bool(rng.random() < 0.2)
+                kind = None if rng.random() < 0.2 else int(rng.integers(3))
+                steps.append(episodes[k].append(observation=0.0, uid=0, kind=kind, terminated=end))
+                if end:
+                    episodes[k] = writer.episode(task="abc"[int(rng.integers(3))])
+            if steps and turn % 7 == 3:
+                ws.annotate(steps[int(rng.integers(len(steps)))], kind=7)
+            view = source.at(turn)
+            if not len(view):
+                continue
+            cursor = rc.Stratified(by).bind(view, 0) if cursor is None else cursor
+            cursor.grow(view)
+            afresh: Any = rc.Stratified(by).bind(view, 0)
+            assert list(cursor._shares) == list(afresh._shares)
+            for mine, other in zip(cursor._groups, afresh._groups, strict=True):
+                assert mine.tolist() == other.tolist()
+
+
+def test_strata_look_at_new_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    whole = stratified._grouped
+
+    def grouped(by: str, view: Any, slots: Any) -> Any:
+        looked.append(len(slots))
+        return whole(by, view, slots)
+
+    monkeypatch.setattr(stratified, "_grouped", grouped)
+    with rc.create_workspace("w", PLAIN) as ws:
+        write(ws, 700, kind=np.arange(700) % 3, lost=False)
+        source = ws.live()
+        cursor: Any = rc.Stratified("kind").bind(source.at(0), 0)
+        write(ws, 9, first=700, kind=np.arange(9) % 3, lost=False)
+        cursor.grow(source.at(1))
+        assert looked == [700, 9]
 
 
 def test_strata_go_on_from_a_state() -> None:

@@ -166,9 +166,9 @@ def test_growing_keeps_what_is_known_and_lets_go_of_what_left(kind: Any, last: i
             now = view.anchors.select(np.arange(len(view))).tolist()
             model = {slot: model.get(slot, highest) for slot in now}
             held = cursor._weights.held
-            there = np.flatnonzero(held) + cursor._base
+            there = cursor._places.slots(np.flatnonzero(held))
             assert there.tolist() == now
-            assert np.array_equal(held[there - cursor._base], [model[s] for s in now])
+            assert np.array_equal(held[cursor._places.of(there)], [model[s] for s in now])
             draw = cursor.draw(turn, 8)
             signal = rng.exponential(size=8)
             cursor.update(draw.keys[0], signal)
@@ -178,7 +178,7 @@ def test_growing_keeps_what_is_known_and_lets_go_of_what_left(kind: Any, last: i
 
 
 def test_places_of_rows_that_left_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recollect.samplers.prioritized._ALIGNED", 64)
+    monkeypatch.setattr("recollect.samplers.places.SHIFT", 6)
     with rc.create_workspace("w", PLAIN) as ws:
         write(ws, 50)
         source = ws.live(last=50)
@@ -190,7 +190,7 @@ def test_places_of_rows_that_left_are_given_up(monkeypatch: pytest.MonkeyPatch) 
             keys = cursor.draw(turn, 32).keys[0]
             assert view.anchors.mask(keys).all()
             assert cursor.update(keys, np.ones(32)).applied == 32
-        assert len(cursor._weights.held) < 600 and cursor._base > 1000
+        assert len(cursor._weights.held) < 600 and cursor._places.chunks[0] > 1000 >> 6
 
 
 @pytest.mark.parametrize("kind", KINDS)

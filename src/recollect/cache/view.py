@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from recollect.cache.blocks import BlockCache, size_of
 from recollect.cache.budget import VARIABLE
@@ -30,6 +32,20 @@ FEW_TAILS = 512
 """So many waiting observations are asked for by number; more are read with all the others."""
 DECODERS = 4
 """Blocks that are decoded at the same time: some wait for the store while the rows of another are packed."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one block of a version.
+
+    Attributes:
+        span: where they lie; `rows` their places in it, sorted, which are the slots of the view.
+        view: of these rows alone, with the facts of the version; None where all of them were deleted.
+    """
+
+    span: Span
+    rows: NDArray[np.int64]
+    view: View | None
 
 
 class BufferReader:
@@ -61,6 +77,37 @@ class BufferReader:
         blocks = self.blocks(version.spans)
         pieces = live_pieces(version.spans, blocks, version.live)
         return version.build(place_rows(pieces, cut, name, deleted=version.deleted), pieces)
+
+    def parts(
+        self, steps: Any, history: History, cut: Cut, name: str, fragments: Collection[int] | None = None
+    ) -> Iterator[Part]:
+        """A version block by block, in order: none but the block at hand has to fit into the cache.
+
+        Args:
+            fragments: only those of these fragments, by their place in the version.
+
+        Raises:
+            CorruptionError: its rows are not those of its cut.
+        """
+        version = self._version(steps, history, cut, name, True)
+        for span in version.spans:
+            if fragments is not None and span.index not in fragments:
+                continue
+            block, _ = self.block(span)
+            pieces = live_pieces([span], [block], version.live)
+            live = version.live[span.index]
+            if live is not None:
+                live = live[(live >= span.start) & (live < span.stop)] - span.start
+            if not any(stop > start for _, start, stop in pieces):
+                yield Part(span, np.empty(0, np.int64), None)
+                continue
+            held = place_rows(pieces, cut, name, deleted=True)
+            yield Part(span, np.arange(span.stop - span.start) if live is None else live, version.build(held, pieces))
+
+    def places(self, steps: Any) -> list[tuple[int, NDArray[np.int64] | None]]:
+        """By fragment: the rows that were written, and the places of those that were not deleted, None for all."""
+        with store_errors("reading buffer", self.data.location):
+            return [(int(f.physical_rows), live_rows(f)) for f in steps.get_fragments()]
 
     def rotate(
         self,

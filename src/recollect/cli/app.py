@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import recollect
-from recollect.cli import buffer, cache, demo, doctor, promote, recall, tail, upkeep, verify, workspace
+from recollect.cli import buffer, cache, demo, doctor, promote, recall, tail, upkeep, verify, versions, workspace
 from recollect.cli.guard import Guarded, report
 from recollect.cli.options import Json
 from recollect.cli.output import Output
@@ -29,8 +29,11 @@ app = typer.Typer(
 )
 app.add_typer(workspace.app, name="workspace")
 app.add_typer(cache.app, name="cache")
+app.add_typer(versions.app, name="branch")
 app.command("snapshot")(promote.snapshot)
 app.command("log")(buffer.log)
+app.command("tag")(versions.tag)
+app.command("diff")(versions.diff)
 app.command("compact")(upkeep.compact)
 app.command("cleanup")(upkeep.cleanup)
 app.command("tail")(tail.tail)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recollect.cli.options import Json, StorageOptions, location, storage_options
+from recollect.cli.options import Json, OnBranch, StorageOptions, location, storage_options
 from recollect.cli.output import Output, moment
+from recollect.cli.versions import which
 
 if TYPE_CHECKING:
     from recollect.buffer import Version
@@ -18,6 +19,15 @@ def log(
     uri: Annotated[
         str, typer.Argument(help="The replay buffer: a path, file:// or s3://bucket/name.", show_default=False)
     ],
+    branch: OnBranch = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION",
+            help="Only what was there by this version: a tag, a number, or a moment such as 2026-05-01T12:00+02:00.",
+            show_default=False,
+        ),
+    ] = None,
     storage_option: StorageOptions = None,
     json: Json = False,
 ) -> None:
@@ -25,8 +35,11 @@ def log(
     from recollect.buffer import open_buffer
 
     out = Output(context, json)
-    with open_buffer(location(uri), storage_options=storage_options(storage_option)) as buffer:
+    with open_buffer(location(uri), branch=branch, storage_options=storage_options(storage_option)) as buffer:
         versions = buffer.versions()
+        if as_of is not None:
+            last = buffer.number(which(buffer, as_of))
+            versions = [v for v in versions if v.version <= last]
         if out.json:
             out.document({"uri": buffer.uri, "versions": [_describe(v) for v in versions]})
             return
@@ -35,11 +48,12 @@ def log(
             return
         out.table(
             "",
-            ("version", "tags", "time", "rows", "added", "workspace", "episodes", "mean return"),
+            ("version", "tags", "time", "rows", "added", "from", "branch", "commit", "episodes", "mean return"),
             [
                 (
                     str(v.version), ", ".join(v.tags) or "-", moment(v.time), f"{v.rows:,}", f"+{v.rows_added:,}",
-                    v.workspace, f"{_returns(v)['count']:,}", _mean(v),
+                    v.workspace if v.column is None else f"column {v.column}", v.branch, (v.commit or "-")[:12],
+                    f"{_returns(v)['count']:,}", _mean(v),
                 )
                 for v in versions
             ],
@@ -69,7 +83,14 @@ def _describe(version: Version) -> dict[str, Any]:
         "time": version.time,
         "rows": version.rows,
         "rows_added": version.rows_added,
+        "branch": version.branch,
+        "parent": version.parent,
         "workspace": version.workspace,
+        "workspace_id": version.workspace_id,
+        "cut": version.cut.to_dict(),
+        "schema": version.schema,
+        "commit": version.commit,
+        "column": version.column,
         "finished_only": version.finished_only,
         "where": version.where,
         "held_rows": version.held_rows,

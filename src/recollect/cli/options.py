@@ -77,6 +77,10 @@ Home: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+OnBranch: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--branch", metavar="NAME", help="The branch of the buffer; main without it.", show_default=False),
+]
 Uri: TypeAlias = Annotated[
     str, typer.Argument(help="The replay buffer: a path, file:// or s3://bucket/name.", show_default=False)
 ]

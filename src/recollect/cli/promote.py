@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recollect.cli.options import Json, Name, StorageOptions, location, storage_options
+from recollect.cli.options import Json, Name, OnBranch, StorageOptions, location, storage_options
 from recollect.cli.output import Output, console, plain
 
 
@@ -36,6 +36,13 @@ def snapshot(
             show_default=False,
         ),
     ] = None,
+    branch: OnBranch = None,
+    commit: Annotated[
+        str | None,
+        typer.Option(
+            help="The commit of the code that wrote the rows; RECOLLECT_COMMIT without it.", show_default=False
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be promoted; write nothing.")] = False,
     storage_option: StorageOptions = None,
     json: Json = False,
@@ -47,8 +54,8 @@ def snapshot(
     target, options = location(to), storage_options(storage_option)
     with open_workspace(name) as ws, _bar() as progress:
         made = ws.snapshot(
-            target, tag, storage_options=options, finished_only=finished_only, where=where, dry_run=dry_run,
-            progress=progress,
+            target, tag, storage_options=options, finished_only=finished_only, where=where, branch=branch,
+            commit=commit, dry_run=dry_run, progress=progress,
         )  # fmt: skip
     if out.json:
         rest = {k: v for k, v in vars(made).items() if k != "cut"}

@@ -8,17 +8,19 @@ from typing import Annotated
 
 import typer
 
-from recollect.cli.options import Json, StorageOptions, Uri, duration, location, storage_options
+from recollect.cli.options import Json, OnBranch, StorageOptions, Uri, duration, location, storage_options
 from recollect.cli.output import Output, count, moment, plain, size
 from recollect.errors import CorruptionError
 
 
-def compact(context: typer.Context, uri: Uri, storage_option: StorageOptions = None, json: Json = False) -> None:
+def compact(
+    context: typer.Context, uri: Uri, branch: OnBranch = None, storage_option: StorageOptions = None, json: Json = False
+) -> None:
     """Merge a replay buffer's small data files. Snapshots do so by themselves once there are many."""
     from recollect.buffer import open_buffer
 
     out = Output(context, json)
-    with open_buffer(location(uri), storage_options=storage_options(storage_option)) as buffer:
+    with open_buffer(location(uri), branch=branch, storage_options=storage_options(storage_option)) as buffer:
         done = buffer.compact()
     if out.json:
         out.document({"uri": buffer.uri, **plain(done)})
@@ -38,6 +40,7 @@ def cleanup(
         str, typer.Option(metavar="AGE", help="Remove versions of at least this age, such as 7d, 12h or 30m.")
     ] = "7d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
+    branch: OnBranch = None,
     storage_option: StorageOptions = None,
     json: Json = False,
 ) -> None:
@@ -45,7 +48,7 @@ def cleanup(
     from recollect.buffer import open_buffer
 
     out = Output(context, json)
-    with open_buffer(location(uri), storage_options=storage_options(storage_option)) as buffer:
+    with open_buffer(location(uri), branch=branch, storage_options=storage_options(storage_option)) as buffer:
         done = buffer.cleanup(duration(older_than), dry_run=dry_run)
     if out.json:
         out.document({"uri": buffer.uri, **plain(done)})
@@ -59,6 +62,8 @@ def cleanup(
         out.line(f"kept version {version}: tagged {', '.join(tags)}")
     for version, until in sorted(done.pinned.items()):
         out.line(f"kept version {version}: pinned until {moment(datetime.fromtimestamp(until, UTC))}")
+    for version, names in sorted(done.branched.items()):
+        out.line(f"kept version {version}: branch {', '.join(names)} began with it")
     out.line(f"kept version {done.newest}: the newest")
     if done.young:
         out.line(f"kept {count(done.young, 'version')} younger than {older_than}")
@@ -69,12 +74,14 @@ def is_buffer(text: str) -> bool:
     return "://" in text or ("/" in text and (Path(text).expanduser() / "steps.lance").is_dir())
 
 
-def verify_buffer(out: Output, uri: str, options: dict[str, str] | None, repair: bool) -> None:
+def verify_buffer(
+    out: Output, uri: str, options: dict[str, str] | None, repair: bool, branch: str | None = None
+) -> None:
     """Checks a buffer, after going back from a torn newest version where that is asked for."""
     from recollect.buffer import open_buffer, repair_buffer
 
     repaired = repair_buffer(uri) if repair else []
-    with open_buffer(uri, storage_options=options) as buffer:
+    with open_buffer(uri, branch=branch, storage_options=options) as buffer:
         report = buffer.verify()
     report.repaired = repaired
     if out.json:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recollect.cli.options import Json, StorageOptions, location, storage_options
+from recollect.cli.options import Json, OnBranch, StorageOptions, location, storage_options
 from recollect.cli.output import Output, console, count, plain
 from recollect.cli.upkeep import is_buffer, verify_buffer
 from recollect.errors import ArgumentError, CorruptionError
@@ -26,6 +26,7 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Go back from a newest version of a local buffer that a power cut tore.")
     ] = False,
+    branch: OnBranch = None,
     storage_option: StorageOptions = None,
     json: Json = False,
 ) -> None:
@@ -36,8 +37,10 @@ def verify(
 
     out = Output(context, json)
     if is_buffer(name):
-        verify_buffer(out, location(name), storage_options(storage_option), repair)
+        verify_buffer(out, location(name), storage_options(storage_option), repair, branch)
         return
+    if branch is not None:
+        raise ArgumentError("--branch is for buffers", value=name, remedy="A workspace has none")
     if repair:
         raise ArgumentError("--repair is for buffers", value=name, remedy="Opening a workspace recovers it")
     with _bar() as progress:

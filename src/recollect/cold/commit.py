@@ -30,7 +30,7 @@ def stage(
         reader = pa.RecordBatchReader.from_batches(schema, iter(batches))
         fragments: list[Any] = write_fragments(
             reader,
-            location.child(f"{name}.lance"),
+            location.dataset(name),
             schema=schema,
             mode="append",
             max_rows_per_file=min(max_rows, MAX_FILE_ROWS),
@@ -38,7 +38,7 @@ def stage(
             storage_options=location.options,
         )
         if location.is_local:
-            data = Path(location.child(f"{name}.lance")) / "data"
+            data = Path(location.dataset(name)) / "data"
             sync_files(data / f.path for fragment in fragments for f in fragment.files)
     return fragments
 
@@ -54,7 +54,7 @@ def commit(location: Location, name: str, operation: Any, read_version: int, *, 
     transaction = lance.Transaction(read_version, operation, str(uuid.uuid4()))
     with store_errors("committing to", location):
         landed = lance.LanceDataset.commit(
-            location.child(f"{name}.lance"),
+            location.dataset(name),
             transaction,
             read_version=read_version,
             max_retries=max_retries,
@@ -62,7 +62,7 @@ def commit(location: Location, name: str, operation: Any, read_version: int, *, 
         )
         if location.is_local:
             named = f"{read_version}-{transaction.uuid}.txn"
-            sync_commit(Path(location.child(f"{name}.lance")), landed.version, named)
+            sync_commit(Path(location.dataset(name)), landed.version, named)
     return landed
 
 
@@ -92,7 +92,7 @@ def delete(location: Location, name: str, predicate: str) -> None:
             elif left.num_rows != before.num_rows:
                 updated.append(left)
         if location.is_local:
-            folder = Path(location.child(f"{name}.lance"))
+            folder = Path(location.dataset(name))
             sync_tree(folder / "_deletions")
             sync_files([folder / "_deletions"])
     if updated or gone:

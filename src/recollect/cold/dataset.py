@@ -5,6 +5,9 @@
     <buffer>/tails.lance   observations that waited in open episodes, by the id of the step before them
     <buffer>/history       one file per attempted promotion: what it holds, and the promotions before it
 
+A branch has a line of `steps` of its own, which begins with a version of another one, and shares the rest
+(cold/branches.py).
+
 A reader takes a version of `steps`, reads the promotion's id from its schema metadata, and that promotion's file names
 what came before it. Rows and files that no promotion of the chain names are leftovers of attempts that did not land,
 and are ignored (design/0004).
@@ -31,7 +34,8 @@ from recollect.cold.fold import Promotion
 from recollect.cold.history import FOLDER, History, Records
 from recollect.cold.location import Location
 from recollect.cold.probe import require_conditional_put
-from recollect.errors import ConflictError, CorruptionError, NotFound, SchemaMismatch
+from recollect.cold.refs import listed
+from recollect.errors import AlreadyExists, ConflictError, CorruptionError, NotFound, SchemaMismatch, StoreError
 from recollect.schema import Schema
 from recollect.schema.arrow import arrow_schema
 
@@ -40,6 +44,8 @@ PIN_PREFIX = "recollect.pin."
 """Tags that begin so are pins (cold/pins.py), which no listing of tags shows."""
 PROMOTION_KEY = "recollect.promotion"
 SCHEMA_KEY = "recollect.schema"
+ADDED_KEY = "recollect.added"
+"""Names of the fields that were added to a branch: no promotion brings them."""
 FORMAT_KEY = "recollect.format"
 FACTS = pa.schema(
     [
@@ -63,27 +69,32 @@ class Datasets:
     def __init__(self, location: Location, steps: Any, schema: Schema) -> None:
         self.location, self.steps, self.schema = location, steps, schema
         self.records = Records(location)
+        self._line: list[tuple[str, int]] | None = None
 
     # -- opening -------------------------------------------------------------------------------------------
 
     @classmethod
-    def open_(cls, location: Location) -> Datasets:
-        """Raises NotFound where there is no buffer, StoreError where the store cannot be reached."""
+    def open_(cls, location: Location, *, moved: bool = False) -> Datasets:
+        """Opens a buffer at its newest version.
+
+        Args:
+            moved: also a branch of a buffer that was moved, whose older rows cannot be read.
+
+        Raises:
+            NotFound: there is no buffer, or no branch.
+            StoreError: the store cannot be reached, or the branch was moved.
+        """
         with store_errors("opening buffer", location):
-            if location.is_local and not Path(location.child("steps.lance")).is_dir():
-                raise NotFound(
-                    f"no buffer at {location.uri!r}",
-                    remedy="A snapshot creates it: recollect snapshot NAME --to URI",
-                )
+            if location.is_local and not Path(location.dataset("steps")).is_dir():
+                raise _nothing_there(location)
             try:
                 steps = torn.open_whole(location, "steps")
             except ValueError as e:
                 if "was not found" in str(e):
-                    raise NotFound(
-                        f"no buffer at {location.uri!r}",
-                        remedy="A snapshot creates it: recollect snapshot NAME --to URI",
-                    ) from e
+                    raise _nothing_there(location) from e
                 raise
+        if not moved:
+            _require_in_place(steps, location)
         return cls(location, steps, _read_schema(steps, location))
 
     @classmethod
@@ -120,20 +131,59 @@ class Datasets:
         with store_errors("opening buffer", self.location):
             return torn.open_whole(self.location, name)
 
+    @property
+    def promoted_schema(self) -> Schema:
+        """What promotions bring: the schema without the fields that were added to the branch."""
+        added = json.loads((self.steps.schema.metadata or {}).get(ADDED_KEY.encode(), b"[]"))
+        if not added:
+            return self.schema
+        plain = self.schema.to_dict()
+        return Schema.from_dict({**plain, "step": {k: v for k, v in plain["step"].items() if k not in added}})
+
+    def schema_of(self, steps: Any) -> Schema:
+        """The schema of a version."""
+        return _read_schema(steps, self.location)
+
     # -- versions ------------------------------------------------------------------------------------------
 
+    def forks(self) -> dict[str, Any]:
+        """Every branch by lance's name of it: `parent_branch` (None for main), `parent_version`, `create_at`."""
+        with store_errors("reading branches of", self.location), self._torn_tags():
+            return dict(listed(self.steps.branches.list))
+
+    def place(self, version: int) -> tuple[str, int]:
+        """The branch that a version is one of, "" for main, and its number there.
+
+        The versions of a branch are its own, those of its parent up to the one it began with, and so on.
+        """
+        if self._line is None:
+            line, at, found = [], self.location.branch, self.forks() if self.location.branch else {}
+            while at:
+                if at not in found:
+                    raise _nothing_there(self.location)
+                line.append((at, int(found[at]["parent_version"])))
+                at = found[at]["parent_branch"] or ""
+            self._line = [*line, ("", 0)]
+        return next(((branch, version) for branch, above in self._line if version > above), ("", version))
+
     def refresh(self) -> None:
-        """Goes to the newest version."""
+        """Goes to the newest version. Raises NotFound where the branch was deleted."""
         with store_errors("reading buffer", self.location):
-            self.steps.checkout_latest()
+            try:
+                self.steps.checkout_latest()
+            except ValueError as e:
+                if self.location.branch and "not found" in str(e).lower():
+                    raise _nothing_there(self.location) from e
+                raise
             if PROMOTION_KEY.encode() not in (self.steps.schema.metadata or {}):
                 _read_schema(self.steps, self.location)  # says what it is instead
 
     def at_version(self, version: int) -> Any:
         """The steps dataset at a version. Raises NotFound."""
+        branch, number = self.place(version)
         with store_errors("reading buffer", self.location):
             try:
-                return self.steps.checkout_version(version)
+                return self.steps.checkout_version((branch or None, number))
             except (ValueError, OSError) as e:
                 if "not found" not in str(e).lower():
                     raise
@@ -147,9 +197,19 @@ class Datasets:
         return str((steps.schema.metadata or {}).get(PROMOTION_KEY.encode(), b"").decode())
 
     def version_numbers(self) -> set[int]:
-        """The versions that are there: those that were cleaned up are not. One listing."""
+        """The versions that are there: those that were cleaned up are not. One listing for each branch in the line."""
+        self.place(0)
+        assert self._line is not None
+        found: set[int] = set()
+        for branch, above in self._line:
+            found |= {v for v in self.manifests(branch) if v > above and self.place(v)[0] == branch}
+        return found
+
+    def manifests(self, branch: str) -> set[int]:
+        """Numbers of the manifests in the folder of a branch, its copy of the version it began with included."""
         with store_errors("reading buffer", self.location):
-            session = LanceFileSession(self.location.child("steps.lance"), storage_options=self.location.options)
+            at = self.location.on(branch).dataset("steps")
+            session = LanceFileSession(at, storage_options=self.location.options)
             return {v for path in session.list("_versions") if (v := version_number(Path(path).name)) is not None}
 
     def history(self, steps: Any = None) -> History:
@@ -170,21 +230,45 @@ class Datasets:
 
     # -- tags ----------------------------------------------------------------------------------------------
 
-    def tags(self) -> dict[str, int]:
-        """Tag → version."""
+    def marks(self) -> dict[str, int]:
+        """Tag or pin → version, of the versions of this branch and of those before it."""
         with store_errors("reading tags of", self.location), self._torn_tags():
-            found = self.steps.tags.list().items()
-        return {name: int(info["version"]) for name, info in found if not name.startswith(PIN_PREFIX)}
+            found = listed(self.steps.tags.list).items()
+        return {
+            name: int(info["version"])
+            for name, info in found
+            if self.place(int(info["version"]))[0] == (info["branch"] or "")
+        }
 
-    def tagged(self, tag: str) -> int | None:
-        """The version that a tag names, None where there is no such tag."""
+    def tags(self) -> dict[str, int]:
+        """Tag → version, as `marks`."""
+        return {name: version for name, version in self.marks().items() if not name.startswith(PIN_PREFIX)}
+
+    def has_tag(self, tag: str) -> bool:
+        """Whether a tag is taken, on any branch."""
         with store_errors("reading tags of", self.location), self._torn_tags():
             try:
-                return int(self.steps.tags.get_version(tag))
+                self.steps.tags.get_version(tag)
             except ValueError as e:
                 if "does not exist" not in str(e):
                     raise
-                return None
+                return False
+        return True
+
+    def tagged(self, tag: str) -> int | None:
+        """The version that a tag names, None where there is no such tag.
+
+        Raises:
+            AlreadyExists: it names a version of another branch.
+        """
+        if not self.has_tag(tag):
+            return None
+        found = self.tags().get(tag)
+        if found is None and self.has_tag(tag):
+            raise AlreadyExists(
+                f"tag {tag!r} names a version of another branch of {self.location.uri!r}", remedy="Choose another tag"
+            )
+        return found
 
     @contextlib.contextmanager
     def _torn_tags(self) -> Iterator[None]:
@@ -199,7 +283,8 @@ class Datasets:
         require_conditional_put(self.location)
         with store_errors("tagging", self.location):
             try:
-                self.steps.tags.create(tag, version)
+                branch, number = self.place(version)
+                self.steps.tags.create(tag, (branch or None, number))
             except ValueError as e:
                 if "already exists" in str(e):
                     return False
@@ -213,7 +298,7 @@ class Datasets:
         """Flushes the newest version of a local buffer: whoever committed it may have died before it did."""
         if self.location.is_local:
             with store_errors("syncing", self.location):
-                sync_files([manifest_path(Path(self.location.child("steps.lance")), int(self.steps.version))])
+                sync_files([manifest_path(Path(self.location.dataset("steps")), int(self.steps.version))])
 
     # -- writing -------------------------------------------------------------------------------------------
 
@@ -245,7 +330,7 @@ class Datasets:
         metadata = dict(steps.schema.metadata or {})
         metadata[PROMOTION_KEY.encode()] = promotion.encode()
         form = LanceSchema.from_pyarrow(steps.schema.with_metadata(metadata))
-        if _field_ids(form) != _field_ids(steps.lance_schema):
+        if field_ids(form) != field_ids(steps.lance_schema):
             raise SchemaMismatch(
                 f"buffer {self.location.uri!r} numbers its fields in a way that this release cannot commit to",
                 remedy="Write to a new buffer",
@@ -261,7 +346,8 @@ class Datasets:
         return int(landed.version)
 
 
-def _field_ids(schema: Any) -> list[tuple[str, int]]:
+def field_ids(schema: Any) -> list[tuple[str, int]]:
+    """Every field of a lance schema by its path, with its number, children behind their parents."""
     out: list[tuple[str, int]] = []
 
     def walk(field: Any, prefix: str) -> None:
@@ -273,6 +359,27 @@ def _field_ids(schema: Any) -> list[tuple[str, int]]:
     for field in schema.fields():
         walk(field, "")
     return out
+
+
+def _nothing_there(location: Location) -> NotFound:
+    if location.branch:
+        return NotFound(
+            f"the branch {location.branch_name!r} of buffer {location.uri!r} was deleted",
+            remedy="See open_buffer(uri).branches()",
+        )
+    return NotFound(f"no buffer at {location.uri!r}", remedy="A snapshot creates it: recollect snapshot NAME --to URI")
+
+
+def _require_in_place(steps: Any, location: Location) -> None:
+    """Raises StoreError for a branch of a buffer that was moved: lance names its parent's files by their address."""
+    for base in steps.base_paths().values() if location.branch else ():
+        root = location.child("steps.lance")
+        at, _, _ = base.path.partition("/tree/")
+        if at != root and not (location.is_local and Path(at).exists() and Path(at).samefile(root)):
+            raise StoreError(
+                f"the branch {location.branch_name!r} was made at {at!r}, and the buffer is at {root!r} now",
+                remedy="Move the buffer back, or make the branch anew; main can be read where it is",
+            )
 
 
 def _create_empty(location: Location, name: str, schema: Any) -> None:

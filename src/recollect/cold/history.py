@@ -45,6 +45,7 @@ _RECORD = pa.schema(
         pa.field("promotion", pa.string(), metadata=_ZSTD),
         pa.field("open", pa.string(), metadata=_ZSTD),
         pa.field("fold", pa.string()),
+        pa.field("branch", pa.string()),
         pa.field("base_version", pa.int64()),
         pa.field("written", pa.timestamp("ns", tz="UTC")),
     ]
@@ -58,6 +59,7 @@ _FOLD = pa.schema(
         pa.field("stages", pa.list_(pa.string())),
         pa.field("summaries", pa.string(), metadata=_ZSTD),
         pa.field("links", pa.string(), metadata=_ZSTD),
+        pa.field("branch", pa.string()),
         pa.field("base_version", pa.int64()),
         pa.field("written", pa.timestamp("ns", tz="UTC")),
     ]
@@ -178,10 +180,12 @@ class Records:
         with store_errors("reading buffer", self.location):
             return [Path(path).stem for path in self._open().list(FOLDER) if path.endswith(".lance")]
 
-    def written_for(self, name: str) -> tuple[int, float]:
-        """Which version's successor a file was written for, and when, in seconds since 1970, by its writer's clock."""
-        table = self._table(name, ["base_version", "written"])
-        return table.column("base_version")[0].as_py(), table.column("written").cast(pa.int64())[0].as_py() / 1e9
+    def written_for(self, name: str) -> tuple[str, int, float]:
+        """Which version's successor a file was written for, its branch (lance's name) before it, and when, in seconds
+        since 1970, by its writer's clock."""
+        table = self._table(name, ["branch", "base_version", "written"])
+        branch, version = (table.column(c)[0].as_py() for c in ("branch", "base_version"))
+        return branch, version, table.column("written").cast(pa.int64())[0].as_py() / 1e9
 
     def remove(self, name: str) -> None:
         with store_errors("cleaning up", self.location):
@@ -267,7 +271,8 @@ class Records:
     def _write(self, name: str, row: dict[str, Any], form: Any, base_version: int) -> None:
         path = f"{FOLDER}/{name}.lance"
         now = pa.array([time.time_ns()], form.field("written").type)
-        table = pa.table({**row, "base_version": [base_version], "written": now}, schema=form)
+        where = {"branch": [self.location.branch], "base_version": [base_version], "written": now}
+        table = pa.table({**row, **where}, schema=form)
         with store_errors("writing to", self.location):
             with self._open().open_writer(path, schema=table.schema, version=FILE_FORMAT) as writer:
                 writer.write_batch(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from recollect.cold.account import Account, require_reachable
 from recollect.errors import ArgumentError, StoreError
 
 SCHEMES = ("s3", "gs", "az", "memory")
+MAIN = "main"
+"""What the branch is called that every buffer begins with."""
 PATIENCE: Mapping[str, str] = {
     "client_max_retries": "5",
     "client_retry_timeout": "10",
@@ -52,6 +55,8 @@ class Location:
                 f"no store for {scheme}://", value=given, remedy="Use a path, file://, s3://, gs:// or az://"
             )
         self.is_local = "://" not in self.uri
+        self.branch = ""
+        """Lance's name of the branch that `steps` is meant of, "" for main."""
         self._given = {str(k): str(v) for k, v in (options or {}).items()}
         self._account: Account | None = None
         self._lock = threading.Lock()
@@ -96,12 +101,27 @@ class Location:
     def child(self, name: str) -> str:
         return f"{self.uri}/{name}"
 
+    def dataset(self, name: str) -> str:
+        """Where a dataset lies: `steps` of a branch has a folder of its own; facts and tails are one for all."""
+        return self.child(f"steps.lance/tree/{self.branch}" if name == "steps" and self.branch else f"{name}.lance")
+
+    def on(self, branch: str) -> Location:
+        """The same buffer, `steps` as of a branch. Takes Lance's name of it (`cold.branches.find`), "" for main."""
+        out = copy.copy(self)
+        out.branch = branch
+        return out
+
     def scrub(self, text: str) -> str:
         """A text without the secrets that it might quote."""
         return text if self._account is None else self._account.scrub(text)
 
+    @property
+    def branch_name(self) -> str:
+        """What people call the branch."""
+        return self.branch.rpartition(".")[0] if self.branch else MAIN
+
     def __repr__(self) -> str:
-        return self.uri
+        return f"{self.uri} (branch {self.branch_name})" if self.branch else self.uri
 
 
 def _require_plain(uri: str) -> None:

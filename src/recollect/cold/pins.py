@@ -91,13 +91,14 @@ class Pin:
         return f"Pin(version={self.version}, until={self.until:.0f})"
 
 
-def pins(steps: Any) -> dict[str, tuple[int, float]]:
-    """Every pin of a buffer: its tag → (version, end)."""
-    found = {}
-    for name, info in steps.tags.list().items():
-        if name.startswith(PIN_PREFIX):
-            found[name] = (int(info["version"]), float(name[len(PIN_PREFIX) :].partition(".")[0]))
-    return found
+def pins(data: Datasets) -> dict[str, tuple[int, float]]:
+    """Every pin of a branch and of the versions before it: its tag → (version, end)."""
+    return {name: (version, end_of(name)) for name, version in data.marks().items() if name.startswith(PIN_PREFIX)}
+
+
+def end_of(pin: str) -> float:
+    """When a pin ends, in seconds since 1970."""
+    return float(pin[len(PIN_PREFIX) :].partition(".")[0])
 
 
 def remove_tag(steps: Any, tag: str) -> None:

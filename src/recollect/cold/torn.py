@@ -27,7 +27,7 @@ def torn(location: Location, name: str) -> list[Path]:
     if not location.is_local:
         return []
     found = []
-    for version, path in sorted(_manifests(Path(location.child(f"{name}.lance"))).items(), reverse=True):
+    for version, path in sorted(_manifests(Path(location.dataset(name))).items(), reverse=True):
         if _readable(location, name, version, path):
             break
         found.append(path)
@@ -35,9 +35,12 @@ def torn(location: Location, name: str) -> list[Path]:
 
 
 def torn_tags(location: Location) -> list[Path]:
-    """Tags that cannot be read: their snapshot did not return, and the next one of its workspace makes them again."""
-    folder = Path(location.child("steps.lance")) / "_refs" / "tags"
-    return [p for p in sorted(folder.glob("*.json")) if not _is_json(p)] if location.is_local else []
+    """Tags that cannot be read: their snapshot did not return, and the next one of its workspace makes them again.
+
+    Likewise what names a branch whose making did not return.
+    """
+    folder = Path(location.child("steps.lance")) / "_refs"
+    return [p for p in sorted(folder.glob("*/*.json")) if not _is_json(p)] if location.is_local else []
 
 
 def refuse(location: Location) -> None:
@@ -63,7 +66,7 @@ def open_whole(location: Location, name: str) -> Any:
         CorruptionError: its newest version is torn. Lance opens a manifest of zeros as an empty dataset of version 0.
     """
     try:
-        opened = lance.dataset(location.child(f"{name}.lance"), storage_options=location.options)
+        opened = lance.dataset(location.dataset(name), storage_options=location.options)
     except BaseException as e:
         if isinstance(e, ValueError | OSError) or _is_panic(e):
             refuse(location)
@@ -83,7 +86,7 @@ def go_back(location: Location) -> list[str]:
     ends = {name: torn(location, name) for name in DATASETS}
     with store_errors("repairing", location):
         for name, paths in ends.items():
-            there = _manifests(Path(location.child(f"{name}.lance")))
+            there = _manifests(Path(location.dataset(name)))
             if paths and len(paths) == len(there) and (list(there) != [1] or _holds_rows(location)):
                 raise CorruptionError(
                     f"no version of {name} in buffer {location.uri!r} can be read", remedy="Restore it from a backup"
@@ -104,9 +107,9 @@ def go_back(location: Location) -> list[str]:
                 done.append(f"{name} went back from version {version}, which is set aside as {ASIDE}/{aside.name}")
                 if version == 1:  # the buffer was being created
                     continue
-                dataset = lance.dataset(location.child(f"{name}.lance"))
+                dataset = lance.dataset(location.dataset(name))
                 for tag, info in dataset.tags.list().items():
-                    if info["version"] >= version:
+                    if (info["branch"] or "") == location.branch and info["version"] >= version:
                         dataset.tags.delete(tag)
                         sync_files([tags / f"{tag}.json"])
                         done.append(f"tag {tag} named version {info['version']} and is gone")
@@ -127,7 +130,7 @@ def _manifests(dataset: Path) -> dict[int, Path]:
 
 def _holds_rows(location: Location) -> bool:
     """Whether a snapshot was made: creating a buffer makes version 1 of each dataset, the first snapshot version 2."""
-    return any(version > 1 for version in _manifests(Path(location.child("steps.lance"))))
+    return any(version > 1 for version in _manifests(Path(location.dataset("steps"))))
 
 
 def _is_json(path: Path) -> bool:
@@ -142,7 +145,7 @@ def _readable(location: Location, name: str, version: int, path: Path) -> bool:
     if not path.stat().st_size:
         return False
     try:
-        opened = lance.dataset(location.child(f"{name}.lance"), version=version, session=lance.Session())
+        opened = lance.dataset(location.dataset(name), version=version, session=lance.Session())
     except (ValueError, OSError):
         return False
     except BaseException as e:

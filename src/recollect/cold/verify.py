@@ -93,10 +93,9 @@ class _Check:
         self.data.refresh()
         self.report.newest = int(self.data.steps.version)
         named = {self.report.newest: [f"version {self.report.newest}"]}
-        with store_errors("reading tags of", self.data.location):
-            tags = self.data.steps.tags.list()
-        for tag, info in sorted(tags.items()):
-            named.setdefault(int(info["version"]), []).append(f"tag {tag}")
+        tags = self.data.marks()
+        for tag, version in sorted(tags.items()):
+            named.setdefault(version, []).append(f"tag {tag}")
         self.report.tags = len(tags)
         opened = {}
         for version, names in sorted(named.items(), reverse=True):

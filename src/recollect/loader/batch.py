@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recollect.loader.outputs import Output
+from recollect.records.parted import PartedRows
 from recollect.records.plan import GatherPlan
 from recollect.records.rows import PackedRows
 from recollect.samplers import Draw
 from recollect.transforms import Reads
-from recollect.view import ID_DTYPE, Ids
+from recollect.view import ID_DTYPE, PART_SHIFT, Ids
 
 T = TypeVar("T")
 
@@ -109,6 +110,14 @@ class Chunk:
         """StepIds of batch `k`: of the keys, in sequences."""
         return self._rows.ids(self._draw.keys[k]) if self.is_sequence else self.step_ids(k)
 
+    def part(self, k: int) -> NDArray[np.int8] | None:
+        """The part of each key of batch `k`, None outside joins."""
+        if not isinstance(self._rows, PartedRows):
+            return None
+        keys = self._draw.keys[k]
+        out: NDArray[np.int8] = (keys[keys >= 0] >> PART_SHIFT).astype(np.int8)
+        return out
+
     def step_ids(self, k: int) -> Ids:
         """StepIds of every row of batch `k`."""
         stop = list(itertools.accumulate(self.sizes))[k]
@@ -129,7 +138,7 @@ class Batch(Generic[T]):
         step: number of the batch in its run, from 0.
         mask: `[B, T]` bool: where a sequence has a step; None outside sequences.
         step_ids: `[B, T]` StepIds, 0:0 outside the mask; None outside sequences.
-        part: None outside mixtures.
+        part: `[B]` int8: the part of a join that each row is of, in the order of its parts; None outside joins.
     """
 
     __slots__ = ("_chunk", "_k", "mask", "part", "step", "step_ids")
@@ -137,7 +146,7 @@ class Batch(Generic[T]):
     def __init__(self, chunk: Chunk, k: int) -> None:
         self._chunk, self._k = chunk, k
         self.step = chunk.step + k
-        self.part = None
+        self.part = chunk.part(k)
         self.mask = chunk.get("/mask", k) if chunk.is_sequence else None
         self.step_ids = chunk.step_ids(k).reshape(-1, chunk.length) if chunk.is_sequence else None
 

@@ -16,9 +16,9 @@ from recollect.loader.outputs import Kind, choose
 from recollect.loader.plan import BatchPlan, resident_reach
 from recollect.loader.undelivered import draw_from, draw_state
 from recollect.records.along import without_beheaded
-from recollect.records.part import part_of
+from recollect.records.join import earlier_view
 from recollect.records.rows import PackedRows
-from recollect.samplers import Cursor, Draw, Receipt, Sampler, Uniform, feedback_of, steps_of
+from recollect.samplers import Choose, Cursor, Draw, Receipt, Sampler, Uniform, as_sampler, bound, feedback_of, steps_of
 from recollect.transforms import Transform, checked
 from recollect.view import Cut, GrowingSource, Ids, Slots, Source, UnboundSource, View
 
@@ -54,7 +54,8 @@ class Loader:
     Args:
         source: the view to draw from, or a source of growing ones, which belongs to this loader from now on; or a
             rotation (`buffer.rotate()`), which any number of loaders may draw from.
-        sampler: how rows are chosen; `Uniform()` when None.
+        sampler: how rows are chosen; `Uniform()` when None. Any object with `bind` and `to_dict`, or a function of
+            (view, rng, n) that returns slots and their chances; a draw of either is checked.
         batch_size: rows per batch.
         seed: with the cut and the sampler it decides every draw.
         transforms: applied in order.
@@ -76,7 +77,7 @@ class Loader:
     def __init__(
         self,
         source: Source | UnboundSource,
-        sampler: Sampler | None = None,
+        sampler: Sampler | Choose | None = None,
         *,
         batch_size: int,
         seed: int,
@@ -99,8 +100,6 @@ class Loader:
             raise ArgumentError("fields is a list of names", value=fields, remedy=f"Pass fields=[{fields!r}]")
         if steps is not None and epochs is not None:
             raise ArgumentError("steps and epochs exclude each other")
-        if isinstance(sampler, type):
-            raise ArgumentError("a sampler is an instance", value=sampler, remedy=f"Write {sampler.__name__}()")
         transforms = checked(transforms)
         if not hasattr(source, "at"):
             if not hasattr(source, "bind"):
@@ -111,7 +110,7 @@ class Loader:
         view = source.at(0)
         self._segments: list[tuple[int, View]] = [(0, view)]
         self._segment = 0
-        self.sampler: Sampler = Uniform() if sampler is None else sampler
+        self.sampler: Sampler = Uniform() if sampler is None else as_sampler(sampler)
         self.batch_size, self.seed, self.lag, self.epochs = batch_size, seed, lag, epochs
         self._fields = None if fields is None else tuple(fields)
         self._plan = BatchPlan.of(_packed(view).layout, self._fields, transforms)
@@ -137,7 +136,7 @@ class Loader:
     def _bind(self, view: View, state: Mapping[str, Any] | None) -> Cursor:
         view = without_beheaded(view, self._plan.depth)
         if self.epochs is None:
-            return self.sampler.bind(view, self.seed, state)
+            return bound(self.sampler, view, self.seed, state)
         if not isinstance(self.sampler, Uniform):
             raise ArgumentError("epochs= goes with Uniform only", value=self.sampler, remedy="Use steps=")
         return self.sampler.bind_epochs(view, self.seed, self.batch_size, self.epochs)
@@ -294,7 +293,7 @@ class Loader:
             raise ArgumentError(
                 f"{view!r} is no later version of {newest!r}", remedy="Open a new loader for another buffer"
             )
-        if view.filter != newest.filter:
+        if view.restriction != newest.restriction:
             raise ArgumentError(
                 f"{view!r} is restricted to another condition than {newest!r}", remedy="Pass view.where() the same one"
             )
@@ -317,7 +316,7 @@ class Loader:
             "lag": self.lag,
             "epochs": self.epochs,
             "growing": source is not None,
-            "where": None if self.view.filter is None else str(self.view.filter),
+            "where": self.view.restriction,
             "sampler": self.sampler.to_dict(),
             "transforms": [t.to_dict() for t in self._plan.transforms],
             "views": [
@@ -374,7 +373,7 @@ class Loader:
                 "the state was taken on other rows than this loader's view holds",
                 remedy="Open the loader on the version it was taken on, then advance()",
             )
-        return [*(part_of(newest, Cut.from_dict(m["cut"])) for m in marks[:-1]), newest]
+        return [*(earlier_view(newest, Cut.from_dict(m["cut"])) for m in marks[:-1]), newest]
 
     def stats(self) -> dict[str, Any]:
         """What the rows are drawn from, and how far from uniform that was.

@@ -52,8 +52,9 @@ def snapshot(
     finished_only: bool = False,
     where: str | None = None,
     dry_run: bool = False,
+    commit: str | None = None,
 ) -> Snapshot:
-    """Promotes what `store` holds beyond the buffer at `location`.
+    """Promotes what `store` holds beyond the buffer at `location`, or beyond the branch of it.
 
     Args:
         workspace: the workspace's id; `lock` a file of it that serialises its promoters on this machine.
@@ -62,6 +63,7 @@ def snapshot(
         finished_only: leaves out episodes that somebody has open (`promote.choose.survey`).
         where: takes only episodes that this condition on their facts is true of.
         dry_run: plans and counts, writes nothing and takes no lock.
+        commit: what the lineage says of the code that wrote the rows.
 
     Raises:
         ArgumentError: a condition that cannot be read, or that asks for fields of steps.
@@ -78,6 +80,7 @@ def snapshot(
         condition = parse(where, store.layout.schema)
         condition.require_episode_only("snapshot(where=)")
     promotion = _Promotion(store, workspace, location, tag, progress, Selection(finished_only, condition), started)
+    promotion.code = commit
     if dry_run:
         with store.pinned():
             return promotion.rehearse()
@@ -106,6 +109,7 @@ class _Promotion:
         self.layout: Layout  # the newest when the cut was taken: the schema may evolve meanwhile
         self.state: State
         self.progress, self.started = progress, started
+        self.code: str | None = None
         self.created = False
         self.staged: Staged | None = None
         self.staged_at = 0.0
@@ -156,7 +160,7 @@ class _Promotion:
         self.created = data is None
         self.gap_facts = facts_of(todo, self.state.facts)[1]
         total = (chain[-1].total_rows if chain else 0) + todo.rows
-        what = f"would create {self.location.uri}, " if self.created else f"would add to {self.location.uri}, "
+        what = f"would create {self.location}, " if self.created else f"would add to {self.location}, "
         done = self._result(0, todo, found, total)
         return replace(
             done,
@@ -244,24 +248,27 @@ class _Promotion:
         try:
             data = persist(lambda: Datasets.open_(self.location))
         except NotFound:
+            if self.location.branch:
+                raise
             return None
         self._require_schema(data)
         return data
 
     def _require_schema(self, data: Datasets) -> None:
         what = f"buffer {self.location.uri!r}"
-        if data.schema.evolves_to(self.layout.schema):
+        promoted = data.promoted_schema
+        if promoted.evolves_to(self.layout.schema):
             self.layout.schema.require_equal(
-                data.schema, what=what, remedy="The workspace's schema has evolved since: snapshot to a new buffer"
+                promoted, what=what, remedy="The workspace's schema has evolved since: snapshot to a new buffer"
             )
-        self.layout.schema.require_equal(data.schema, what=what)
+        self.layout.schema.require_equal(promoted, what=what)
 
     # -- tags ----------------------------------------------------------------------------------------------
 
     def _intent(self, data: Datasets, chain: list[Promotion]) -> Promotion | None:
         """A promotion of ours that was killed before it made its tag, None for none."""
         mine = [p for p in self._mine(chain) if p.tag and p.id not in self.attempts]
-        return mine[-1] if mine and data.tagged(mine[-1].tag) is None else None
+        return mine[-1] if mine and not data.has_tag(mine[-1].tag) else None
 
     def _finish_intent(self, data: Datasets, chain: list[Promotion]) -> Promotion | None:
         """Makes the tag that a promotion of ours was killed before making; that promotion, None for none."""
@@ -285,9 +292,7 @@ class _Promotion:
         ours = head is not None and (head.tag, head.workspace) == (self.tag, self.workspace)
         if todo.is_empty and (ours or at == data.steps.version):
             return at
-        raise AlreadyExists(
-            f"tag {self.tag!r} names version {at} of {self.location.uri!r}", remedy="Choose another tag"
-        )
+        raise AlreadyExists(f"tag {self.tag!r} names version {at} of {self.location}", remedy="Choose another tag")
 
     def _tag(self, data: Datasets, version: int) -> None:
         if self.tag is not None and not data.create_tag(self.tag, version):
@@ -336,6 +341,7 @@ class _Promotion:
                 "workspace_name": self.store.name,
                 "finished_only": self.selection.finished_only,
                 "where": None if self.selection.where is None else str(self.selection.where),
+                "commit": self.code,
             },
         }
         before = parent.total_rows if parent else 0
@@ -372,7 +378,7 @@ class _Promotion:
         none = nothing_to_promote(self.location)
         if not todo.held_rows:
             return none
-        message = f"nothing to promote{self._left(todo, found)}; {self.location.uri} is not made"
+        message = f"nothing to promote{self._left(todo, found)}; {self.location} is not made"
         return replace(none, message=message, held_rows=todo.held_rows, held_episodes=found.held_episodes)
 
     def _nothing_new(
@@ -392,7 +398,7 @@ class _Promotion:
             self.created,
             cut if chain else None,
             time.perf_counter() - self.started,
-            f"nothing new to promote; {self.location.uri} stays at version {version}"
+            f"nothing new to promote; {self.location} stays at version {version}"
             f"{f' ({self.tag})' if self.tag else ''} with {rows:,} rows{self._left(todo, found)}{gap}",
             gap_rows=self.gap_rows,
             held_rows=todo.held_rows,
@@ -429,7 +435,7 @@ class _Promotion:
             self.created,
             Cut(todo.extents, tuple((w, stop) for w, _, stop in todo.facts)),
             seconds,
-            f"{made}{self.location.uri} version {version}{named}: {todo.rows:,} rows added, {total:,} in all, "
+            f"{made}{self.location} version {version}{named}: {todo.rows:,} rows added, {total:,} in all, "
             f"{todo.rows / max(seconds, 1e-9):,.0f} rows/s{self._left(todo, found)}{self._gap()}",
             gap_rows=self.gap_rows,
             gap_facts=self.gap_facts,

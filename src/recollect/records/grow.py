@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from recollect.records import layout as lay
 from recollect.records import links
 from recollect.records.block import Block
-from recollect.records.grown import Array, GrownAnchors, GrownRows, Moment, Waiting, among, plane_addresses
+from recollect.records.grown import Array, GrownAnchors, GrownRows, Moment
 from recollect.records.heads import deepest_stack
 from recollect.records.layout import Layout
 from recollect.records.overlay import overlay
+from recollect.records.waiting import Waiting, plane_addresses
 from recollect.view import FactIndex, Ids, Slots, StepId, make_ids
+from recollect.view.changes import among
 
 Tails = Callable[[Ids], list[tuple[Ids, Block]]]
 """Given ids of steps: those whose next observations wait in tails, in a group for each writer, with a block of a row
@@ -82,6 +84,7 @@ class Growing:
         self._copies: list[Array] = [np.empty(8, np.int64), np.empty(8, np.int32), np.empty(8, np.int32)]
         self._has_patches = False
         self._patches = 0
+        self._values = object()
         self._waiting = Waiting.none(layout)
 
     # -- rows ----------------------------------------------------------------------------------------------
@@ -179,6 +182,7 @@ class Growing:
         if found is None:
             return list(values)
         slots, block = found
+        self._values = object()
         if not self._has_patches:
             self._rows["patch"] = np.full(len(self._rows["flags"]), -1, np.int32)
             self._has_patches = True
@@ -316,6 +320,7 @@ class Growing:
             patch_older=older,
             extents=self._extents[: self._extent_count],
             by_writer=self._by_writer,
+            values=self._values,
             waiting=self._waiting,
         )
 

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,61 +21,11 @@ from recollect.records.block import Block
 from recollect.records.layout import Layout
 from recollect.records.plan import GatherPlan
 from recollect.records.rows import PackedRows, alike
+from recollect.records.waiting import Waiting
 from recollect.view import Bool, Cut, EpisodeKey, Extent, FactIndex, Ids, Slots, View, make_ids
+from recollect.view.changes import among
 
 Array = NDArray[Any]
-
-
-class Waiting(NamedTuple):
-    """Observations that wait for the steps after some rows.
-
-    Attributes:
-        slots: `[w]` of the steps that they follow, sorted.
-        blocks, rows: `[w]` where each lies: a `Block`, and its row there.
-        address: `[w]` of those rows; `planes` `[w, regions]` of plane 0 of their blocks.
-    """
-
-    slots: Slots
-    blocks: Array
-    rows: Array
-    address: Array
-    planes: Array
-
-    @classmethod
-    def of(cls, slots: Slots, block: Block, rows: NDArray[np.int64], layout: Layout) -> Waiting:
-        """Some observations that lie in one block."""
-        order = np.argsort(slots)
-        blocks = np.empty(len(slots), object)
-        blocks.fill(block)
-        planes = np.empty((len(slots), len(layout.wide)), np.int64)
-        planes[:] = plane_addresses(block, layout)
-        rows = rows[order]
-        return cls(slots[order], blocks, rows, block.records.ctypes.data + rows * layout.itemsize, planes)
-
-    @classmethod
-    def none(cls, layout: Layout) -> Waiting:
-        empty = np.empty(0, np.int64)
-        return cls(empty, np.empty(0, object), empty, empty, np.empty((0, len(layout.wide)), np.int64))
-
-    def among(self, slots: Slots) -> Waiting:
-        """Those that follow the given steps, which are sorted."""
-        keep = among(self.slots, slots)
-        return self if keep.all() else Waiting(*(a[keep] for a in self))
-
-    @staticmethod
-    def joined(parts: Sequence[Waiting]) -> Waiting:
-        """All of them, in the order of their slots."""
-        filled = [p for p in parts if len(p.slots)]
-        if len(filled) < 2:
-            return filled[0] if filled else parts[0]
-        order = np.argsort(np.concatenate([p.slots for p in filled]))
-        return Waiting(*(np.concatenate(arrays)[order] for arrays in zip(*filled, strict=True)))
-
-
-def plane_addresses(block: Block, layout: Layout) -> list[int]:
-    """Where plane 0 of each wide field lies."""
-    assert block.records.strides == (layout.itemsize,), "rows are addressed by the layout's offsets"
-    return [block.planes[leaf.path].ctypes.data for leaf in layout.wide]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +41,7 @@ class Moment:
         extents: `[extents, 3]` writer, first row, slot of that row: all that `first` to `stop` touches, in order.
         by_writer: writer → `[3, m]` first row, slot of it, rows of the writer's extents, sorted. Rows past `stop` are
             to be passed over.
+        values: stands for the late facts that are laid over rows: another object once some came.
         waiting: next observations that wait in tails; the k-th is at slot `stop + k`.
     """
 
@@ -115,6 +66,7 @@ class Moment:
     patch_older: Array
     extents: Array
     by_writer: Mapping[int, Array]
+    values: object
     waiting: Waiting
 
     @property
@@ -264,15 +216,6 @@ class GrownRows(PackedRows):
         return [(int(slots[a]), int(slots[b - 1]) + 1) for a, b in itertools.pairwise(bounds) if b > a]
 
 
-def among(values: NDArray[np.int64], known: NDArray[np.int64]) -> Bool:
-    """Which values are in a sorted array."""
-    if not len(known):
-        return np.zeros(np.shape(values), np.bool_)
-    at = np.minimum(np.searchsorted(known, values), len(known) - 1)
-    out: Bool = known[at] == values
-    return out
-
-
 @dataclass(frozen=True, eq=False)
 class GrownEpisodes:
     """Where each row of a moment stands in its episode, by links from row to row."""
@@ -299,6 +242,14 @@ class GrownEpisodes:
         m = self.moment
         out = np.full(m.stop, fill, array.dtype)
         out[m.first :] = array[m.rows]
+        return out
+
+    def group_of(self, slots: Slots) -> NDArray[np.int32]:
+        """`[n]`: the group of each slot, -1 for holes and rows that are not here."""
+        m = self.moment
+        inside = (slots >= m.first) & (slots < m.stop)
+        out = np.full(len(slots), -1, np.int32)
+        out[inside] = m.group[slots[inside] - m.base]
         return out
 
     def offset(self, slots: Slots, k: Slots | int) -> Slots:
@@ -396,9 +347,15 @@ class GrownAnchors:
 
     def _before(self, slot: int) -> int:
         """How many drawable rows lie before a slot."""
+        return int(self.ranks(np.array([slot]))[0])
+
+    def ranks(self, slots: Slots) -> NDArray[np.int64]:
+        """`[n]`: how many drawable rows lie before each slot."""
         here = self.steps[self.low : self.high]
-        place = int(np.searchsorted(here, max(0, slot - self.moment.base)))
-        return place - int(np.searchsorted(self.left, place + self.low))
+        # In the type of the list: another one would have the whole list converted.
+        index = np.clip(slots - self.moment.base, 0, np.iinfo(here.dtype).max).astype(here.dtype)
+        places = np.searchsorted(here, index)
+        return places - np.searchsorted(self.left, places + self.low)
 
     def mask(self, slots: Slots) -> Bool:
         """Whether each slot may be drawn."""
@@ -442,6 +399,10 @@ class GrownView(View):
 
     moment: Moment
     fact_stops: tuple[tuple[int, int], ...]
+
+    def same_values(self, older: View) -> bool:
+        """Whether the rows that both views hold have the same values in both."""
+        return isinstance(older, GrownView) and older.moment.values is self.moment.values
 
     @cached_property
     def cut(self) -> Cut:

@@ -44,4 +44,6 @@ def part_of(whole: View, cut: Cut) -> View:
         return FactIndex.of(f for f in every if f.seq < limits.get(f.writer, 0))
 
     view = build_view(rows.layout, cut, pieces, tails, facts, overlay, whole.name)
-    return view if whole.filter is None else view.where(whole.filter)
+    for narrowing in whole.narrowings:
+        view = view.narrow(narrowing)
+    return view

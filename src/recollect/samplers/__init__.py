@@ -1,7 +1,8 @@
 """Samplers return rows, probabilities and weights, never data. One a file."""
 
 from recollect.samplers.base import Cursor, Draw, Feedback, Receipt, Sampler, Span, State, feedback_of
-from recollect.samplers.mixture import PART_SHIFT, Mixture
+from recollect.samplers.mixture import Mixture
+from recollect.samplers.own import Choose, Chosen, as_sampler, bound
 from recollect.samplers.prioritized import Prioritized
 from recollect.samplers.recent import Recent
 from recollect.samplers.reservoir import Reservoir
@@ -11,7 +12,8 @@ from recollect.samplers.stratified import Stratified
 from recollect.samplers.uniform import Uniform
 
 __all__ = [
-    "PART_SHIFT",
+    "Choose",
+    "Chosen",
     "Cursor",
     "Draw",
     "Feedback",
@@ -28,6 +30,8 @@ __all__ = [
     "State",
     "Stratified",
     "Uniform",
+    "as_sampler",
+    "bound",
     "feedback_of",
     "steps_of",
 ]

@@ -10,14 +10,13 @@ import numpy as np
 
 from recollect.errors import ArgumentError
 from recollect.samplers.base import Cursor, Draw, Feedback, Receipt, Sampler, State, feedback_of
+from recollect.samplers.own import as_sampler, bound
 from recollect.samplers.quotas import Quotas
 from recollect.samplers.schedules import Number, checked, plain, value_at
 from recollect.samplers.sequence import Sequence
 from recollect.samplers.streams import derived
-from recollect.view import F64, I64, Slots, View
+from recollect.view import F64, I64, PART_SHIFT, Slots, View
 
-PART_SHIFT = 48
-"""A key of a joined view is part << PART_SHIFT | slot; -1 is none."""
 _PURPOSE = 8
 
 
@@ -52,14 +51,14 @@ class Mixture:
             raise ArgumentError("a mixture has parts", remedy="Write Mixture(offline=(0.5, Uniform()), ...)")
         out = []
         for name, part in parts.items():
-            if not (isinstance(part, tuple) and len(part) == 2 and hasattr(part[1], "bind")):
+            if not (isinstance(part, tuple) and len(part) == 2):
                 raise ArgumentError(
                     f"part {name!r} is a share and a sampler", value=part, remedy="Write (0.5, Uniform())"
                 )
             if isinstance(part[1], Sequence):
                 raise ArgumentError("a mixture draws single steps", value=part[1], remedy="Use a loader each")
             checked(f"the share of {name!r}", part[0])
-            out.append((name, part[0], part[1]))
+            out.append((name, part[0], as_sampler(part[1])))
         object.__setattr__(self, "parts", tuple(out))
 
     def bind(self, view: View, seed: int, state: State | None = None) -> Cursor:
@@ -107,7 +106,7 @@ class MixtureCursor:
                 cursor.grow(part)
             else:
                 seed = derived(self._seed, _PURPOSE, k)
-                self._cursors[k] = self._config.parts[k][2].bind(part, seed, self._kept[k])
+                self._cursors[k] = bound(self._config.parts[k][2], part, seed, self._kept[k])
 
     def draw(self, step: int, n: int, batches: int = 1) -> Draw:
         drawn = [self._one(step + k, n) for k in range(batches)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from recollect.errors import ArgumentError
-from recollect.samplers.anchors import change, first_slot
+from recollect.samplers.anchors import change, first_slots
 from recollect.samplers.base import Cursor, Draw, Receipt, State, drawable
+from recollect.samplers.places import Places
 from recollect.samplers.plain import packed, unpacked
 from recollect.samplers.schedules import Number, checked, plain, value_at
 from recollect.samplers.weights import Proportional, Ranked
@@ -17,8 +19,6 @@ from recollect.view import F64, I64, Anchors, Slots, View
 
 Kind = Literal["proportional", "rank"]
 Normalize = Literal["batch", "buffer"]
-_ALIGNED = 4096
-"""The first place of the weights is a multiple of this, so that rows keep the neighbours that they are summed with."""
 _PURPOSE = 3
 
 
@@ -128,11 +128,11 @@ class _Cursor:
         make = Ranked if config.kind == "rank" else Proportional
         self._weights: Weights = make(config.exponent, seed, _PURPOSE)
         self._anchors: Anchors | None = None
-        self._highest, self._base = 1.0, _aligned(first_slot(view))
+        self._highest, self._places = 1.0, Places()
         if state is None:
             self.grow(view)
             return
-        self._highest, self._base = float(state["highest"]), int(state["base"])
+        self._highest, self._places = float(state["highest"]), Places(unpacked(state["chunks"], np.int64))
         self._weights.load(unpacked(state["held"], np.float64))
         self._anchors, self._count = view.anchors, drawable(view)
 
@@ -144,7 +144,9 @@ class _Cursor:
             least: Any = probability.min(axis=1, keepdims=True)
         else:
             least = self._weights.least()
-        return Draw(step, np.stack([p for p, _ in drawn]) + self._base, probability, (probability / least) ** -beta)
+        return Draw(
+            step, self._places.slots(np.stack([p for p, _ in drawn])), probability, (probability / least) ** -beta
+        )
 
     def update(self, keys: Slots, signal: F64) -> Receipt:
         """Gives rows new priorities `[B]`. Raises ArgumentError for a signal that is no number of at least 0."""
@@ -157,7 +159,7 @@ class _Cursor:
             raise ArgumentError(
                 "priorities are finite numbers of at least 0", value=float(wrong[0]), remedy="Pass .abs()"
             )
-        places = keys - self._base
+        places = self._places.of(keys)
         held = self._weights.held
         inside = (places >= 0) & (places < len(held))
         known = inside & (held[np.where(inside, places, 0)] > 0)
@@ -174,11 +176,13 @@ class _Cursor:
         self._anchors = view.anchors
         weights = self._weights
         if len(came.removed):
-            weights.set(came.removed - self._base, np.zeros(len(came.removed)))
-        self._let_go(first_slot(view))
+            gone = self._places.of(came.removed)
+            weights.set(gone[gone >= 0], np.zeros(int((gone >= 0).sum())))
+        self._let_go(first_slots(view))
         if len(came.added):
-            weights.grow(int(came.added[-1]) + 1 - self._base)
-            weights.set(came.added - self._base, weights.from_priority(p))
+            places = self._places.taken(came.added)
+            weights.grow(int(places.max()) + 1)
+            weights.set(places, weights.from_priority(p))
             self._highest = max(self._highest, float(p.max()))
 
     def _entering(self, view: View, slots: Slots) -> F64:
@@ -187,9 +191,8 @@ class _Cursor:
         if not len(slots):
             return p
         leaf = view.schema.role("priority")
-        if "priority" not in view.schema.by_path:
-            appended = view.rows.gather(slots, ("priority",))["priority"].astype(np.float64)
-            p = np.where(np.isnan(appended), p, appended + self._config.eps)
+        appended = view.rows.gather(slots, ("priority",))["priority"].astype(np.float64)
+        p = np.where(np.isnan(appended), p, appended + self._config.eps)
         if leaf is None:
             return p
         given = view.rows.gather(slots, (leaf.path,))[leaf.path].astype(np.float64).reshape(len(slots), -1)[:, 0]
@@ -204,19 +207,14 @@ class _Cursor:
             )
         return np.where(known, given + self._config.eps, p)
 
-    def _let_go(self, first: int) -> None:
-        """Forgets places before the first row once they are most of all."""
-        base = _aligned(first)
-        if base - self._base > max(_ALIGNED, len(self._weights.held) // 2):
-            self._weights.load(self._weights.held[base - self._base :].copy())
-            self._base = base
+    def _let_go(self, firsts: Sequence[int]) -> None:
+        """Forgets places before the first rows once they are most of all."""
+        held = self._places.let_go(firsts, self._weights.held)
+        if held is not None:
+            self._weights.load(held)
 
     def state(self) -> State:
         held = self._weights.held
         there = np.flatnonzero(held)
         stop = int(there[-1]) + 1 if len(there) else 0
-        return {"highest": self._highest, "base": self._base, "held": packed(held[:stop])}
-
-
-def _aligned(slot: int) -> int:
-    return slot // _ALIGNED * _ALIGNED
+        return {"highest": self._highest, "chunks": packed(self._places.chunks), "held": packed(held[:stop])}

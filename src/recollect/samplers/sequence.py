@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -11,8 +10,9 @@ import numpy as np
 from recollect.errors import ArgumentError
 from recollect.samplers.anchors import among, change
 from recollect.samplers.base import Cursor, Draw, Receipt, Sampler, Span, State, feedback_of
+from recollect.samplers.own import as_sampler, bound
 from recollect.samplers.uniform import Uniform
-from recollect.view import F64, AnchorList, Anchors, Bool, Slots, View
+from recollect.view import F64, Anchors, Bool, Slots, View
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Sequence:
             raise ArgumentError("pad is a side", value=self.pad, remedy="Use 'left' or 'right'")
         if not 0 <= self.eta <= 1:
             raise ArgumentError("eta lies between 0 and 1", value=self.eta)
-        if not hasattr(self.inner, "bind") or isinstance(self.inner, Sequence):
+        object.__setattr__(self, "inner", as_sampler(self.inner))
+        if isinstance(self.inner, Sequence):
             raise ArgumentError("inner is a sampler of single steps", value=self.inner, remedy="Pass rc.Prioritized()")
 
     @property
@@ -118,7 +119,7 @@ class _Cursor:
         self._config = config
         self._anchors: Anchors | None = None
         self._starts = np.empty(0, np.int64)
-        self._inner = config.inner.bind(self._narrowed(view), seed, None if state is None else state["inner"])
+        self._inner = bound(config.inner, self._narrowed(view), seed, None if state is None else state["inner"])
         self._anchors, self._view = view.anchors, view
 
     @property
@@ -139,9 +140,7 @@ class _Cursor:
         added = came.added[step == 0 if self._config.start_only else step % stride == 0]
         kept = self._starts[~among(self._starts, came.removed)]
         self._starts = np.sort(np.concatenate([kept, added]))
-        out = copy(view)
-        out.__dict__["anchors"] = AnchorList(self._starts, len(view.rows))
-        return out
+        return view.drawing(self._starts)
 
     def grow(self, view: View) -> None:
         narrowed = self._narrowed(view)

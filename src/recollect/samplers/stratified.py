@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recollect.errors import ArgumentError
-from recollect.samplers.anchors import listed
+from recollect.samplers.anchors import among, change
 from recollect.samplers.base import Cursor, Draw, State, drawable
 from recollect.samplers.quotas import Quotas
 from recollect.samplers.streams import Stream
-from recollect.view import EpisodeKey, View
+from recollect.view import EpisodeKey, Slots, View
 
 _PURPOSE = 5
 
@@ -25,8 +25,8 @@ class Stratified:
 
     A group is a value of a scalar field, or of a fact where `by` begins with `episode.`; rows where it is null are a
     group too. Shares are rounded to rows by largest remainder with the error carried. A group that has no row now
-    gives its share to the others. `probability` is share / rows of the group; weights are 1. A view that grew is
-    grouped anew as a whole.
+    gives its share to the others. `probability` is share / rows of the group; weights are 1. Of a view that grew the
+    new rows are grouped; all of them, where facts came that may move rows from group to group.
 
     Args:
         by: a scalar field's path, `terminated`, `truncated`, or `episode.` and a fact's name.
@@ -66,6 +66,7 @@ class _Cursor:
     def __init__(self, config: Stratified, view: View, seed: int, state: State | None) -> None:
         self._config, self._stream = config, Stream(seed, _PURPOSE)
         self._view: View | None = None
+        self._held: dict[Any, _Group] = {}
         self._owed: dict[Any, float] = {}
         if state is not None:
             self._owed = {key: owed for key, owed in state["owed"]}  # noqa: C416
@@ -75,11 +76,8 @@ class _Cursor:
         drawable(view)
         if view is self._view:
             return
-        slots = listed(view.anchors)
-        names, codes = _grouped(self._config.by, view, slots)
-        order = np.argsort(codes, kind="stable")
-        parts = np.split(slots[order], np.cumsum(np.bincount(codes, minlength=len(names)))[:-1])
-        groups = dict(zip(names, parts, strict=True))
+        self._regroup(view)
+        groups = {name: self._held[name].slots for name in sorted(self._held, key=_rank)}
         quotas = self._config.quotas
         shares = dict.fromkeys(groups, 1.0) if quotas is None else dict(quotas)
         if not any(share > 0 and name in groups for name, share in shares.items()):
@@ -90,6 +88,21 @@ class _Cursor:
             )
         self._view, self._shares = view, shares
         self._groups = [groups.get(name, np.empty(0, np.int64)) for name in shares]
+
+    def _regroup(self, view: View) -> None:
+        """Takes in what came and lets go of what went: the groups are those of all rows looked at afresh."""
+        by, older = self._config.by, self._view
+        if older is not None and not _same_groups(by, older, view):
+            older = None
+        if older is None:
+            self._held = {}
+        came = change(None if older is None else older.anchors, view.anchors)
+        if older is not None:
+            for name, slots in _parted(by, older, came.removed):
+                self._held[name].remove(slots)
+        for name, slots in _parted(by, view, came.added):
+            self._held.setdefault(name, _Group()).add(slots)
+        self._held = {name: group for name, group in self._held.items() if len(group.slots)}
 
     def draw(self, step: int, n: int, batches: int = 1) -> Draw:
         keys = np.empty((batches, n), np.int64)
@@ -115,15 +128,68 @@ class _Cursor:
         return {"owed": [[name, owed] for name, owed in self._owed.items()]}
 
 
+class _Group:
+    """Sorted slots that come at the end and go at the beginning, mostly."""
+
+    def __init__(self) -> None:
+        self._room = np.empty(16, np.int64)
+        self._start = self._stop = 0
+
+    @property
+    def slots(self) -> Slots:
+        return self._room[self._start : self._stop]
+
+    def add(self, slots: Slots) -> None:
+        held = self.slots
+        if len(held) and slots[0] < held[-1]:
+            slots, held = np.union1d(held, slots), held[:0]
+            self._start = self._stop = 0
+        if self._stop + len(slots) > len(self._room):
+            room = np.empty(2 * (len(held) + len(slots)), np.int64)
+            room[: len(held)] = held
+            self._room, self._start, self._stop = room, 0, len(held)
+        self._room[self._stop : self._stop + len(slots)] = slots
+        self._stop += len(slots)
+
+    def remove(self, slots: Slots) -> None:
+        held = self.slots
+        if held[len(slots) - 1] == slots[-1]:  # each of them is held, so they are the first
+            self._start += len(slots)
+            return
+        kept = held[~among(held, slots)]
+        self._room, self._start, self._stop = kept, 0, len(kept)
+
+
+def _rank(name: Any) -> tuple[bool, str, Any]:
+    """The order of groups: by value, the one of nulls last."""
+    return name is None, str(type(name)), 0 if name is None else name
+
+
+def _same_groups(by: str, older: View, newer: View) -> bool:
+    """Whether the rows that both views hold are in the same groups."""
+    if older.schema != newer.schema:
+        return False
+    return newer.fact_stops == older.fact_stops if by.startswith("episode.") else newer.same_values(older)
+
+
+def _parted(by: str, view: View, slots: Slots) -> list[tuple[Any, Slots]]:
+    """Each group of some sorted slots, with those that are in it."""
+    if not len(slots):
+        return []
+    names, codes = _grouped(by, view, slots)
+    order = np.argsort(codes, kind="stable")
+    parts = np.split(slots[order], np.cumsum(np.bincount(codes, minlength=len(names)))[:-1])
+    return [(name, part) for name, part in zip(names, parts, strict=True) if len(part)]
+
+
 def _grouped(by: str, view: View, slots: NDArray[np.int64]) -> tuple[list[Any], NDArray[np.int64]]:
     """The groups in plain values, sorted, the one of nulls last; and each slot's `[n]`."""
     if by.startswith("episode."):
         facts, name = view.facts.episodes, by.removeprefix("episode.")
         known = [facts.get(EpisodeKey(w, c), {}).get(name) for w, c in view.episodes.keys.tolist()]
-        group = view.episodes.group[slots]
+        group = view.episodes.group_of(slots)
         present = {known[g] for g in np.unique(group).tolist()}
-        names = sorted((v for v in present if v is not None), key=lambda v: (str(type(v)), v))
-        names += [None] * (None in present)
+        names = sorted(present, key=_rank)
         code = {value: k for k, value in enumerate(names)}
         table = np.array([code.get(value, -1) for value in known], np.int64)
         return names, table[group]

@@ -41,6 +41,7 @@ RESERVED = (
     "time",
     "final",
     "has_next",
+    "priority",
     "priority_at_append",
 )
 BUILT_IN_STEP = ("terminated", "truncated")
@@ -294,7 +295,10 @@ def _flatten(fields: Mapping[str, FieldSpec]) -> Iterator[Leaf]:
     for name, spec in fields.items():
         _check_name(name, "field")
         if name in RESERVED or name.startswith("next_"):
-            raise SchemaError(f"field name {name!r} is reserved", remedy=f"Reserved: {', '.join(RESERVED)}, next_*")
+            remedy = f"Reserved: {', '.join(RESERVED)}, next_*"
+            if name == "priority":
+                remedy = "append(priority=) takes one; a field of your own has another name, and role='priority'"
+            raise SchemaError(f"field name {name!r} is reserved", remedy=remedy)
         if name in BUILT_IN_STEP:
             raise SchemaError(f"field {name!r} is built in", remedy="Leave it out; append() takes it")
         yield from _leaves(name, spec, name if name in ROLES else None)

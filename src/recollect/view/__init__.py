@@ -5,6 +5,7 @@ from recollect.view.ids import (
     F64,
     I64,
     ID_DTYPE,
+    PART_SHIFT,
     Bool,
     Cut,
     EpisodeKey,
@@ -20,12 +21,15 @@ from recollect.view.view import (
     Anchors,
     Episodes,
     GrowingSource,
+    Narrowing,
     Rows,
     Runs,
     Source,
     UnboundSource,
     View,
+    described,
 )
+from recollect.view.window import Window
 
 __all__ = [
     "ID_DTYPE",
@@ -42,6 +46,8 @@ __all__ = [
     "GrowingSource",
     "I64",
     "Ids",
+    "Narrowing",
+    "PART_SHIFT",
     "Rows",
     "Runs",
     "Slots",
@@ -49,6 +55,8 @@ __all__ = [
     "StepId",
     "UnboundSource",
     "View",
+    "Window",
+    "described",
     "make_ids",
     "merged",
 ]

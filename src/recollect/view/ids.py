@@ -15,6 +15,8 @@ F64: TypeAlias = NDArray[np.float64]
 Bool: TypeAlias = NDArray[np.bool_]
 Slots: TypeAlias = I64
 """Row addresses in one view; -1 is none. Growth appends, never renumbers."""
+PART_SHIFT = 48
+"""A slot of joined views is part << PART_SHIFT | slot of the part; -1 is none."""
 Ids: TypeAlias = NDArray[np.void]
 """StepIds as a structured array of `ID_DTYPE`, shape `[B]`."""
 
@@ -73,31 +75,40 @@ class Cut(NamedTuple):
     Attributes:
         extents: the rows, in view order.
         facts: per writer, sorted: the facts below this count are part of the cut.
+        parts: of joined views: name and cut of each, and no extents besides.
     """
 
     extents: tuple[Extent, ...]
     facts: tuple[tuple[int, int], ...]
+    parts: tuple[tuple[str, Cut], ...] = ()
 
     @property
     def rows(self) -> int:
-        return sum(e.stop - e.start for e in self.extents)
+        return sum(e.stop - e.start for e in self.extents) + sum(cut.rows for _, cut in self.parts)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; numbers above 2**53 are text there."""
-        return {
+        out: dict[str, Any] = {
             "extents": [[str(e.writer), e.start, e.stop] for e in self.extents],
             "facts": [[str(writer), stop] for writer, stop in self.facts],
         }
+        if self.parts:
+            out["parts"] = [[name, cut.to_dict()] for name, cut in self.parts]
+        return out
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Cut:
         return cls(
             tuple(Extent(int(w), start, stop) for w, start, stop in data["extents"]),
             tuple((int(w), stop) for w, stop in data["facts"]),
+            tuple((name, cls.from_dict(cut)) for name, cut in data.get("parts", ())),
         )
 
     def extends(self, older: Cut) -> bool:
         """Whether every row of `older` has the same slot here."""
+        if self.parts or older.parts:
+            names = [name for name, _ in self.parts] == [name for name, _ in older.parts]
+            return names and all(a.extends(b) for (_, a), (_, b) in zip(self.parts, older.parts, strict=True))
         mine, theirs = merged(self.extents), merged(older.extents)
         if not theirs:
             return True

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +16,29 @@ from numpy.typing import NDArray
 from recollect.schema import Schema
 from recollect.view.facts import FactIndex
 from recollect.view.ids import Bool, Cut, EpisodeKey, Ids, Slots
+from recollect.view.window import Window
 from recollect.where import Filter
 
 if TYPE_CHECKING:
     from recollect.view.statistics import Statistics
+
+Narrowing: TypeAlias = Union[Filter, Window, "Callable[[View, Slots], Bool]"]
+"""What restricts which rows of a view are drawn."""
+
+
+def _has_words(value: object) -> bool:
+    """Whether an object's text is of its own making, such as that of a dataclass."""
+    return any("__repr__" in vars(kind) for kind in type(value).__mro__[:-1])
+
+
+def described(narrowing: object) -> str:
+    """A condition, a window, a function or a callable object, in words that tell it from others."""
+    if isinstance(narrowing, Filter | Window):
+        return str(narrowing)
+    if not hasattr(narrowing, "__qualname__") and _has_words(narrowing):
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(narrowing))
+    where: Any = narrowing if hasattr(narrowing, "__qualname__") else type(narrowing)
+    return f"{where.__module__}.{where.__qualname__}"
 
 
 class Rows(Protocol):
@@ -47,6 +69,10 @@ class Episodes(Protocol):
     def keys(self) -> NDArray[np.int64]: ...
     @property
     def is_final(self) -> Bool: ...
+    def group_of(self, slots: Slots) -> NDArray[np.int32]:
+        """`[n]`: the group of each slot, -1 for holes and rows that are not here."""
+        ...
+
     def offset(self, slots: Slots, k: Slots | int) -> Slots: ...
     def next_observation(self, slots: Slots) -> Slots: ...
     def rows_of(self, key: EpisodeKey) -> Slots: ...
@@ -77,6 +103,10 @@ class Runs:
     group: NDArray[np.int32]
     keys: NDArray[np.int64]
     is_final: Bool
+
+    def group_of(self, slots: Slots) -> NDArray[np.int32]:
+        """`[n]`: the group of each slot, -1 for holes."""
+        return self.group[slots]
 
     def offset(self, slots: Slots, k: Slots | int) -> Slots:
         """The row `k` steps later (earlier when negative) in the same run, -1 where there is none."""
@@ -189,6 +219,8 @@ class View:
         anchors: the rows that may be drawn.
         name: where the view came from, for people.
         filter: what `where` restricted the anchors to, None when nothing did.
+        narrowings: everything that restricted the anchors, conditions included, in order.
+        narrowed_from: the view before the last of them.
     """
 
     schema: Schema
@@ -199,11 +231,39 @@ class View:
     load_facts: Callable[[], FactIndex] = field(default=FactIndex, repr=False, compare=False)
     name: str = ""
     filter: Filter | None = None
+    narrowings: tuple[Narrowing, ...] = ()
+    narrowed_from: View | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def facts(self) -> FactIndex:
         """The facts of the cut, read when first asked for."""
         return self.load_facts()
+
+    @cached_property
+    def fact_stops(self) -> tuple[tuple[int, int], ...]:
+        """Per writer, how many of its facts belong to the cut."""
+        return self.cut.facts
+
+    def same_values(self, older: View) -> bool:
+        """Whether the rows that both views hold have the same values in both: late facts may change them."""
+        return self.fact_stops == older.fact_stops
+
+    @property
+    def parts(self) -> Mapping[str, View]:
+        """Of joined views: each by its name. Others have none."""
+        return {}
+
+    @property
+    def restriction(self) -> str | None:
+        """What restricted the anchors, in words that tell one restriction from another; None when nothing did."""
+        parts: list[Narrowing] = []
+        for narrowing in self.narrowings:
+            if parts and isinstance(narrowing, Filter) and isinstance(parts[-1], Filter):
+                parts[-1] = parts[-1] & narrowing
+            else:
+                parts.append(narrowing)
+        told = [described(part) for part in parts]
+        return " and ".join(f"({text})" for text in told) if len(told) > 1 else next(iter(told), None)
 
     def __len__(self) -> int:
         """Rows that may be drawn."""
@@ -227,20 +287,43 @@ class View:
             ArgumentError: it cannot be read, or compares what cannot be compared; the part is named.
             NotFound: a field or fact that the schema lacks.
         """
-        from recollect.view.matching import matching
         from recollect.where import parse
 
-        chosen = parse(condition, self.schema) if isinstance(condition, str) else condition
-        self.schema.require_equal(chosen.schema, what="the condition")
-        slots = self.anchors.select(np.arange(len(self.anchors)))
-        episodes = self.episodes
-        kept = slots[matching(chosen, self.rows, slots, episodes.group[slots], episodes.keys, lambda: self.facts)]
+        return self.narrow(parse(condition, self.schema) if isinstance(condition, str) else condition)
+
+    def narrow(
+        self,
+        keep: Narrowing | None = None,
+        *,
+        last: int | None = None,
+        age: float | timedelta | None = None,
+        policy_lag: int | None = None,
+    ) -> View:
+        """The same rows, of which fewer may be drawn. Everything can still be read, as with `where`.
+
+        Args:
+            keep: a `Window`; or a function of (view, slots `[n]` int64 of its drawable rows, sorted) that returns
+                which of them stay, `[n]` bool. A function must depend on its arguments alone; a loader's state names
+                it by module and name.
+            last, age, policy_lag: the fields of a `Window`, in short.
+
+        Raises:
+            ArgumentError: nothing to narrow by, or a number out of range.
+            NotFound: `policy_lag` without a policy version in the schema.
+        """
+        from recollect.view.narrow import chosen, narrowed
+
+        return narrowed(self, chosen(keep, last, age, policy_lag))
+
+    def drawing(self, slots: Slots) -> View:
+        """The same view, of which only these sorted slots are drawn. It is no restriction of the view's own: what a
+        sampler draws from."""
+        out = copy(self)
         a = self.anchors
         counts = a.undrawable_truncated, a.undrawable_open, a.undrawable_beheaded
         whole = a.whole if isinstance(a, AnchorList) and a.whole is not None else a
-        anchors = AnchorList(kept, len(self.rows), *counts, whole=whole)
-        both = chosen if self.filter is None else self.filter & chosen
-        return View(self.schema, self.cut, self.rows, episodes, anchors, lambda: self.facts, self.name, both)
+        out.__dict__["anchors"] = AnchorList(slots, len(self.rows), *counts, whole=whole)
+        return out
 
     def statistics(self, fields: Sequence[str] | None = None) -> Statistics:
         """Count, mean, standard deviation and range of fields of fixed shape, over the rows that may be drawn.
@@ -260,7 +343,7 @@ class View:
         return statistics(self, fields)
 
     def __repr__(self) -> str:
-        chosen = "" if self.filter is None else f", where={str(self.filter)!r}"
+        chosen = "" if self.restriction is None else f", where={self.restriction!r}"
         return f"View({self.name!r}, rows={len(self.rows)}, drawable={len(self.anchors)}{chosen})"
 
 

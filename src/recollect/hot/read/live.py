@@ -8,6 +8,7 @@ are none (design/0006).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from recollect.records.block import Block
 from recollect.records.grow import Growing
 from recollect.records.grown import GrownView
 from recollect.records.layout import Layout
-from recollect.view import Cut, Extent, Ids, StepId, View, merged
+from recollect.view import Cut, Extent, Ids, Narrowing, StepId, View, merged
+from recollect.view.narrow import NarrowedSource, chosen
 
 SLICES = 64
 """Into how many parts the first window is cut: rows that were there before are ordered by time, part by part."""
@@ -165,6 +167,23 @@ class LiveSource:
             view = self._make_view(rows, cut.facts)
             self._begin(rows, view, seen, cut.facts, steps, unplaced)
             return [*views, view]
+
+    def where(self, condition: str) -> NarrowedSource:
+        """A source of the same views, of whose rows only those are drawn that a condition is true of; see
+        `View.where`. New rows alone are looked at, unless facts came."""
+        return NarrowedSource(self, condition)
+
+    def narrow(
+        self,
+        keep: Narrowing | None = None,
+        *,
+        last: int | None = None,
+        age: float | timedelta | None = None,
+        policy_lag: int | None = None,
+    ) -> NarrowedSource:
+        """A source of the same views, of whose rows fewer are drawn; see `View.narrow`. The window moves with the
+        newest row."""
+        return NarrowedSource(self, chosen(keep, last, age, policy_lag))
 
     # -- rows ----------------------------------------------------------------------------------------------
 
