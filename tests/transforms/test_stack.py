@@ -99,3 +99,22 @@ def test_what_cannot_be_stacked_is_refused() -> None:
                 rc.Loader(ws.view(), batch_size=1, seed=0, transforms=stacks)
         with pytest.raises(errors.NotFound, match="nothing"):
             rc.Loader(ws.view(), batch_size=1, seed=0, transforms=[rc.FrameStack(2, field="nothing")])
+
+
+@pytest.mark.parametrize("sampler", [rc.Uniform(), rc.Mixture(a=(1, rc.Uniform()), b=(1, rc.Uniform()))], ids=str)
+def test_joined_parts_draw_no_stack_that_is_cut(sampler: Any) -> None:
+    schema = rc.Schema({"observation": rc.Tensor("float32"), "uid": rc.Tensor("int64")})
+    with rc.create_workspace("a", schema) as a, rc.create_workspace("b", schema) as b:
+        for first, ws in ((0, a), (100, b)):
+            with ws.writer() as writer, writer.episode() as episode:
+                for uid in range(first, first + 20):
+                    episode.append(observation=float(uid), uid=uid, terminated=uid % 20 == 19)
+        source = rc.join(a=a.live(last=10), b=b.live(last=12))
+        stacks = [rc.FrameStack(3, field="observation")]
+        seen = set()
+        with rc.Loader(source, sampler, batch_size=16, seed=0, steps=20, transforms=stacks, output="numpy") as loader:
+            for batch in loader:
+                uids = batch["uid"]
+                seen |= set(uids.tolist())
+                assert np.array_equal(batch["observation"], uids[:, None] + np.arange(-2, 1))
+        assert seen == {*range(12, 20), *range(110, 120)}

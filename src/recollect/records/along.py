@@ -77,6 +77,13 @@ def without_beheaded(view: View, depth: int) -> View:
 
     Costs a look at the first row of each run; of a view that grows, at the link of each row; of others, at every row.
     """
+    if depth > 1 and view.parts:
+        from recollect.records.join import PartedAnchors
+
+        parts = {name: without_beheaded(part, depth) for name, part in view.parts.items()}
+        joined = copy(view)
+        joined.__dict__.update(_parts=parts, anchors=PartedAnchors([part.anchors for part in parts.values()]))
+        return joined
     a = view.anchors
     cut = _beheaded(view, depth) if depth > 1 else np.empty(0, np.int64)
     cut = cut[a.mask(cut)]
