@@ -78,7 +78,7 @@ def without_beheaded(view: View, depth: int) -> View:
     Costs a look at the first row of each run; of a view that grows, at the link of each row; of others, at every row.
     """
     if depth > 1 and view.parts:
-        from recollect.records.join import PartedAnchors
+        from recollect.records.parted import PartedAnchors
 
         parts = {name: without_beheaded(part, depth) for name, part in view.parts.items()}
         joined = copy(view)
