@@ -29,6 +29,7 @@ import hot_reads
 import loader
 import samplers
 import storage
+import transforms
 from lines import Line, verdict
 from timing import in_turns, per_call_us
 
@@ -73,6 +74,7 @@ def everything(folder: Path, rounds: int) -> Iterator[Line]:
     yield from hot_reads.measure(rc, int(10_000_000 * hot.SCALE), 2_000 if rounds > 5 else 300)
     yield from loader.measure(rc, rounds)
     yield from samplers.measure(rounds)
+    yield from transforms.measure(rounds)
     yield from storage.measure(rc, folder, rounds)
     if rounds > 5:
         yield from cliffwalk.lines(folder)

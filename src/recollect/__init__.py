@@ -28,7 +28,9 @@ _HOME = {
     "EpisodeKey": "view",
     "EpisodeRecord": "recall.results",
     "Extent": "view",
+    "FrameStack": "transforms",
     "Frames": "schema",
+    "HindsightRelabel": "transforms",
     "Hits": "recall.results",
     "Json": "schema",
     "Keep": "hot.keep",
@@ -36,15 +38,20 @@ _HOME = {
     "Loader": "loader",
     "Mixture": "samplers",
     "NStep": "transforms",
+    "Normalize": "transforms",
+    "Previous": "transforms",
     "Prioritized": "samplers",
     "Ragged": "schema",
     "RateLimit": "loader",
     "Receipt": "samplers",
     "Recent": "samplers",
+    "Relabel": "transforms",
     "Reservoir": "samplers",
+    "ReturnsToGo": "transforms",
     "Schema": "schema",
     "Sequence": "samplers",
     "Snapshot": "promote.result",
+    "Statistics": "view.statistics",
     "Step": "recall.results",
     "StepId": "view",
     "Stratified": "samplers",
@@ -88,9 +95,10 @@ if TYPE_CHECKING:
         Uniform,
     )
     from recollect.schema import Embedding, Frames, Json, Ragged, Schema, Tensor, Text
-    from recollect.transforms import NStep
+    from recollect.transforms import FrameStack, HindsightRelabel, Normalize, NStep, Previous, Relabel, ReturnsToGo
     from recollect.versions.diff import Diff
     from recollect.view import Cut, EpisodeKey, Extent, StepId, View, Window
+    from recollect.view.statistics import Statistics
     from recollect.workspace import Workspace
 
 __all__ = [
@@ -104,7 +112,9 @@ __all__ = [
     "EpisodeKey",
     "EpisodeRecord",
     "Extent",
+    "FrameStack",
     "Frames",
+    "HindsightRelabel",
     "Hits",
     "Json",
     "Keep",
@@ -112,15 +122,20 @@ __all__ = [
     "Loader",
     "Mixture",
     "NStep",
+    "Normalize",
+    "Previous",
     "Prioritized",
     "Ragged",
     "RateLimit",
     "Receipt",
     "Recent",
+    "Relabel",
     "Reservoir",
+    "ReturnsToGo",
     "Schema",
     "Sequence",
     "Snapshot",
+    "Statistics",
     "Step",
     "StepId",
     "Stratified",

@@ -477,3 +477,23 @@ def test_logs_that_are_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> No
         assert whole._seen[gone.writer] == 10 and whole._unplaced == [gone, lost]
         whole._open_logs(())
         assert gone.writer not in whole._seen and whole._unplaced == [gone], "its row is still in the view"
+
+
+@pytest.mark.parametrize("last", [60, 100, 140])
+def test_a_window_that_begins_amid_many_episodes_keeps_each_writer_s_order(last: int) -> None:
+    """Every open episode's first row in the window lacks its predecessor; those behind it must not overtake it."""
+    with rc.create_workspace("w", PLAIN) as ws:
+        writers = [ws.writer(durability="process") for _ in range(2)]
+        episodes = [writer.episode() for writer in writers for _ in range(5)]
+        for uid in range(200):
+            episodes[uid * 7 % 10].append(uid=uid, reward=0.0)
+        view = ws.live(last=last).at(0)
+        first = int(getattr(view.rows, "first", 0))
+        slots = np.arange(first, first + len(view.rows))
+        assert len(slots) == last
+        ids = view.rows.ids(slots)
+        for writer in writers:
+            seq = ids["seq"][ids["writer"] == writer.id]
+            assert np.array_equal(seq, np.arange(seq[0], seq[0] + len(seq)))
+        linked = view.episodes.offset(slots, 1) >= 0
+        assert np.count_nonzero(~linked) == len(episodes), "only the newest step of each has none after it"

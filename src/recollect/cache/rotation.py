@@ -21,6 +21,7 @@ from recollect.cache.spans import Span, live_pieces, place_rows
 from recollect.cold.arrow import decode
 from recollect.cold.fragments import read_rows
 from recollect.errors import ArgumentError, DiskFull
+from recollect.records.along import without_beheaded
 from recollect.records.block import Block
 from recollect.records.heads import deepest_stack
 from recollect.records.joined import Part, join_views
@@ -73,11 +74,14 @@ class Rotation:
     def schema(self) -> Schema:
         return self.version.layout.schema
 
-    def bind(self, *, seed: int, batch_size: int, reach: int, epochs: int | None = None) -> BoundRotation:
+    def bind(
+        self, *, seed: int, batch_size: int, reach: int, depth: int = 1, epochs: int | None = None
+    ) -> BoundRotation:
         """The source of views for one loader. Reads the system columns of every row.
 
         Args:
             reach: steps after an anchor that its windows hold.
+            depth: steps of its deepest stack, where that is deeper than the schema's.
             epochs: every row has exactly so many turns; endless, and about `reuse` draws a turn, when None.
 
         Raises:
@@ -93,10 +97,10 @@ class Rotation:
                 remedy=f"Give it {(1 + SPARE) * largest:,} bytes or more: RECOLLECT_CACHE_BYTES, or resident_bytes=",
             )
         if epochs is None:
-            return BoundRotation(self.version, seed, batch_size, reach, resident, self.reuse)
+            return BoundRotation(self.version, seed, batch_size, reach, depth, resident, self.reuse)
         from recollect.cache.passes import Passes
 
-        return Passes(self.version, seed, batch_size, reach, resident, epochs)
+        return Passes(self.version, seed, batch_size, reach, depth, resident, epochs)
 
 
 class BoundRotation:
@@ -106,9 +110,11 @@ class BoundRotation:
     would be if all were resident, and no row that would not be.
     """
 
-    def __init__(self, version: Version, seed: int, batch_size: int, reach: int, resident: int, reuse: float) -> None:
-        self._version, self._batch = version, batch_size
-        layout, depth = version.layout, deepest_stack(version.layout.schema)
+    def __init__(
+        self, version: Version, seed: int, batch_size: int, reach: int, depth: int, resident: int, reuse: float
+    ) -> None:
+        self._version, self._batch, self._depth = version, batch_size, depth
+        layout, depth = version.layout, max(depth, deepest_stack(version.layout.schema))
         self._summaries: list[Summary] = [
             summarize(span, version.live[span.index], layout, reach + 1, depth) for span in version.spans
         ]
@@ -152,7 +158,8 @@ class BoundRotation:
         # In the order of the buffer, so that a view depends on which blocks it has, not on when they came.
         chosen = sorted(self._parts)
         extents = tuple(e for u in chosen for e in self._summaries[self._units[u]].extents)
-        self._view = join_views([self._parts[u] for u in chosen], Cut(extents, self.cut.facts), self._version.name)
+        joined = join_views([self._parts[u] for u in chosen], Cut(extents, self.cut.facts), self._version.name)
+        self._view = without_beheaded(joined, self._depth)
         self._known[turn] = self._view
         self._turn = turn
         self._look_ahead(turn)

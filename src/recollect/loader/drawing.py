@@ -14,6 +14,7 @@ from recollect.loader.options import Options
 from recollect.loader.passes import PassCursor
 from recollect.loader.plan import BatchPlan
 from recollect.loader.waiting import wait_for_rows
+from recollect.records.along import without_beheaded
 from recollect.records.join import JoinedView
 from recollect.samplers import Cursor, Draw, Sampler, State, Uniform, bound
 from recollect.samplers.anchors import change, first_slots
@@ -92,6 +93,7 @@ class Drawing:
     def bind(self, view: View, state: State | None) -> Cursor:
         """A cursor on a view."""
         o = self._options
+        view = without_beheaded(view, self.plan.depth)
         if o.epochs is None:
             return bound(self.sampler, view, o.seed, state)
         if not isinstance(self.sampler, Uniform):
@@ -104,7 +106,9 @@ class Drawing:
         """How many batches are drawn at a time, and whether so long before they are asked for."""
         o, plan = self._options, self.plan
         most = 4 if plan.is_ragged else MAX_CHUNK  # variable sizes are not known before they are read
-        bytes_ = max(1, plan.row_bytes * o.batch_size // o.world_size)
+        span = getattr(self.sampler, "span", None)
+        rows = o.batch_size * (1 if span is None else span.length)
+        bytes_ = max(1, plan.row_bytes * rows // o.world_size)
         self._ahead = o.ahead or max(1, min(most, CHUNK_BYTES // bytes_))
         self.is_ahead = self.source is None and not (self.cursor is not None and self.cursor.is_stateful)
 
@@ -150,7 +154,7 @@ class Drawing:
     def _turn_to(self, step: int) -> None:
         """Makes the cursor draw from the view that batch `step` belongs to."""
         while self.segment + 1 < len(self.segments) and self.segments[self.segment + 1][0] <= step:
-            self.known.grow(self.segments[self.segment + 1][1])
+            self.known.grow(without_beheaded(self.segments[self.segment + 1][1], self.plan.depth))
             self.segment += 1
 
     # -- growing sources -----------------------------------------------------------------------------------
@@ -182,7 +186,7 @@ class Drawing:
         lacking = self._lacking(view, step)
         if view is not self.view and (len(view) or not lacking):
             if self.cursor is not None:
-                self.cursor.grow(view)
+                self.cursor.grow(without_beheaded(view, self.plan.depth))
             self.segments, self.segment = [(step, view)], 0
         return lacking
 

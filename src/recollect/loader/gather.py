@@ -9,6 +9,7 @@ import numpy as np
 
 from recollect.errors import ArgumentError
 from recollect.loader.batch import Chunk
+from recollect.loader.chance import chance_of
 from recollect.loader.outputs import Output
 from recollect.loader.plan import BatchPlan
 from recollect.loader.ranks import sliced
@@ -22,37 +23,41 @@ class Gatherer:
     """Makes the batches of one rank."""
 
     output: Output
+    seed: int
     rank: int = 0
     world_size: int = 1
 
     def __call__(self, draw: Draw, view: View, plan: BatchPlan) -> Chunk:
         """The batches of a draw. `plan` is that of the view's layout."""
-        draw = sliced(draw, self.rank, self.world_size)
+        whole, draw = draw, sliced(draw, self.rank, self.world_size)
         batches, n = draw.keys.shape
         keys = draw.keys.reshape(-1) if draw.sizes is None else draw.keys[draw.keys >= 0]
         sizes = [n] * batches if draw.sizes is None else list(draw.sizes)
         rows, output = packed_rows(view), self.output
-        padding, length = None, 1
+        padding, length, owners = None, 1, keys
         if draw.span is not None:
             if plan.is_ragged:
                 raise ArgumentError("sequences hold fields of fixed shape", remedy="Leave text and ragged fields out")
             # Rows are read where there is no step too, and blanked: everything below works on steps that are there.
             slots, length = steps_of(view, keys, draw.span).slots, draw.span.length
             padding = slots.reshape(-1) < 0
+            owners = np.repeat(keys, length)
             keys = np.where(slots < 0, keys[:, None], slots).reshape(-1)
             sizes = [size * length for size in sizes]
-        reads = plan.reads(view, keys)
+        chances = [
+            chance_of(self.seed, k, whole, length, self.rank, self.world_size) for k in range(len(plan.transforms))
+        ]
+        reads = plan.reads(view, keys, owners, length, chances)
         arena = output.arena(plan.gather.sized(len(keys))[2])
         host = output.host(arena)
         rows.gather_into(plan.gather, plan.matrix(view, reads), host)
         made: dict[str, Any] = {}
         if plan.transforms:
             gathered = plan.gather.arrays(host, len(keys))
-            windows = plan.windows(rows, reads)
-            data = {name: a for name, a in gathered.items() if name[0] != "/"}
+            data = plan.data(view, rows, reads, gathered)
             for transform in plan.transforms:
-                data = transform.apply(data, windows, reads, plan.schema)
-            made = {name: a for name, a in data.items() if gathered.get(name) is not a}
+                data = transform.apply(data, reads, plan.schema)
+            made = {name: a for name, a in data.rows.items() if gathered.get(name) is not a}
         if padding is not None:
             for array in (*plan.gather.arrays(host, len(keys)).values(), *made.values()):
                 array[padding] = 0

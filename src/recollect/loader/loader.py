@@ -18,6 +18,7 @@ from recollect.loader.drawing import Drawing, Drawn
 from recollect.loader.gather import Gatherer, packed_rows
 from recollect.loader.options import Exchange, Options
 from recollect.loader.outputs import Kind, choose
+from recollect.loader.plan import resident_reach
 from recollect.loader.rate import RateLimit
 from recollect.loader.waiting import Clock
 from recollect.samplers import Choose, Receipt, Sampler, Uniform, as_sampler, feedback_of
@@ -146,7 +147,7 @@ class Loader:
                 remedy="Pass exchange=, which gives every rank the ids and signals of all",
             )
         self.steps = steps if epochs is None or growing is not None else int(cursor.steps)  # type: ignore[union-attr]
-        self._gather = Gatherer(choose(output, device), rank, world_size)
+        self._gather = Gatherer(choose(output, device), seed, rank, world_size)
         self._as_tensordict = output == "tensordict"
         self._delivered = 0
         self._clock = Clock()
@@ -389,8 +390,10 @@ def _growing(source: Any, options: Options) -> tuple[GrowingSource | None, bool]
         lives = True
     elif hasattr(source, "bind"):
         lives = False
-        o = options
-        source = source.bind(seed=o.seed, batch_size=o.batch_size, reach=o.reach, epochs=o.epochs)
+        o, reach = options, resident_reach(options.transforms)
+        source = source.bind(
+            seed=o.seed, batch_size=o.batch_size, reach=reach.after, depth=reach.before + 1, epochs=o.epochs
+        )
     else:
         raise _no_source(source)
     if options.rate is not None and not lives:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from recollect.errors import ArgumentError
 from recollect.loader.rate import RateLimit
-from recollect.transforms import NStep, Transform
+from recollect.transforms import Transform, checked
 from recollect.view import F64, Ids
 
 Exchange: TypeAlias = Callable[[Ids, F64], Sequence[tuple[Ids, F64]]]
@@ -63,18 +63,4 @@ class Options:
             )
         if self.rate is not None and not isinstance(self.rate, RateLimit):
             raise ArgumentError("rate is a RateLimit", value=self.rate, remedy="Write rate=rc.RateLimit(8.0)")
-        object.__setattr__(self, "transforms", _transforms(self.transforms))
-
-    @property
-    def reach(self) -> int:
-        """Steps after the anchor that windows hold."""
-        return max((t.reach for t in self.transforms), default=0)
-
-
-def _transforms(given: Any) -> tuple[Transform, ...]:
-    """Raises ArgumentError unless they are transforms that go together."""
-    if not isinstance(given, Sequence) or not all(hasattr(t, "plan") and hasattr(t, "apply") for t in given):
-        raise ArgumentError("transforms is a list of transforms", value=given, remedy="Write [rc.NStep(1, 0.99)]")
-    if sum(isinstance(t, NStep) for t in given) > 1:
-        raise ArgumentError("returns are summed once", value=given, remedy="Use one NStep")
-    return tuple(given)
+        object.__setattr__(self, "transforms", checked(self.transforms))

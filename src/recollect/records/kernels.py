@@ -156,6 +156,34 @@ def _locate(
 
 
 @njit(nogil=True, cache=True)
+def _copy_planes(i: int, jobs: Any, planes: Any, address: Any, block: Any, target: Any) -> None:
+    """All planes of row `i`, one after the other, since those of a stack lie side by side: planes that do so at both
+    ends are copied together, and those of the next observation are in the cache then."""
+    begin, source, count = np.int64(0), np.int64(0), np.int64(0)
+    for j in range(jobs.shape[0]):
+        if jobs[j, J_KIND] != PLANE:
+            continue
+        size, column = jobs[j, J_SIZE], jobs[j, J_COLUMN]
+        to = target + jobs[j, J_TARGET] + i * jobs[j, J_STRIDE]
+        row = address[column, i]
+        plane = np.int64(-1)
+        if row != 0:
+            plane = load64(row + jobs[j, J_SOURCE])
+        if plane < 0:
+            _fill(to, size, 0 if row == 0 else jobs[j, J_FILL])
+            continue
+        at = planes[jobs[j, J_PLANE], block[column, i]] + plane * size
+        if count > 0 and at == source + count and to == begin + count:
+            count += size
+            continue
+        if count > 0:
+            _copy(begin, source, count)
+        begin, source, count = to, at, size
+    if count > 0:
+        _copy(begin, source, count)
+
+
+@njit(nogil=True, cache=True)
 def gather(slots: Any, starts: Any, bases: Any, planes: Any, itemsize: int, jobs: Any, lines: Any, arena: Any) -> None:
     """Copies what `jobs` names for every row of the slot matrix `[n, columns]` to the bytes of `arena`.
 
@@ -167,6 +195,7 @@ def gather(slots: Any, starts: Any, bases: Any, planes: Any, itemsize: int, jobs
     target = arena.ctypes.data
     address = np.empty((width, n), np.int64)
     block = np.empty((width, n), np.int64)
+    has_planes = (jobs[:, J_KIND] == PLANE).any()
     _locate(slots, starts, bases, itemsize, lines, 0, min(n, TILE_ROWS), address, block)
     for low in range(0, n, TILE_ROWS):
         high = min(n, low + TILE_ROWS)
@@ -205,20 +234,13 @@ def gather(slots: Any, starts: Any, bases: Any, planes: Any, itemsize: int, jobs
                 for i in range(low, high):
                     _store8(to, 1 if row[i] != 0 and (load16(row[i] + source) & size) != 0 else 0)
                     to += stride
-            elif kind == PLANE:
-                region = planes[jobs[j, J_PLANE]]
-                home = block[jobs[j, J_COLUMN]]
-                for i in range(low, high):
-                    plane = -1 if row[i] == 0 else load64(row[i] + source)
-                    if plane < 0:
-                        _fill(to, size, 0 if row[i] == 0 else jobs[j, J_FILL])
-                    else:
-                        _copy(to, region[home[i]] + plane * size, size)
-                    to += stride
-            else:
+            elif kind == VALID:
                 for i in range(low, high):
                     _store8(to, 1 if row[i] != 0 and ((load64(row[i] + source) >> size) & 1) == 0 else 0)
                     to += stride
+        if has_planes:
+            for i in range(low, high):
+                _copy_planes(i, jobs, planes, address, block, target)
 
 
 @njit(nogil=True, cache=True)

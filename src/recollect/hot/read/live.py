@@ -271,13 +271,16 @@ class LiveSource:
                     blocked.add(e.writer)
                     rest.append(Extent(e.writer, e.start + done, e.stop))
             if merged(rest) == merged(work):
-                alone = next((e for e in rest if (e.writer, e.start) in orphans), None)
+                # The first of each writer, whose rows keep their order.
+                first = {e.writer: e for e in reversed(rest)}
+                heads = [e for e in rest if e is first[e.writer]]
+                alone = next((e for e in heads if (e.writer, e.start) in orphans), None)
                 if alone is not None:
                     self._add(Extent(alone.writer, alone.start, alone.start + 1), strict=False)
                     k = rest.index(alone)
                     rest[k] = Extent(alone.writer, alone.start + 1, alone.stop)
                 else:
-                    orphans = {(e.writer, e.start) for e in rest}
+                    orphans = {(e.writer, e.start) for e in heads}
                     rest += self._news(rest)
                     self._evolve()
             work = [e for e in rest if e.stop > e.start]
