@@ -42,9 +42,17 @@ class Passes(BoundRotation):
     """
 
     def __init__(
-        self, version: Version, seed: int, batch_size: int, reach: int, depth: int, resident: int, epochs: int
+        self,
+        version: Version,
+        seed: int,
+        batch_size: int,
+        reach: int,
+        depth: int,
+        stack: int,
+        resident: int,
+        epochs: int,
     ) -> None:
-        super().__init__(version, seed, batch_size, reach, depth, resident, reuse=1.0)
+        super().__init__(version, seed, batch_size, reach, depth, stack, resident, reuse=1.0)
         units = len(self._units)
         # The blocks of the turn before stay while batches drawn from them wait.
         resident = units if resident >= units else max(1, (resident + SPARE) // 2)

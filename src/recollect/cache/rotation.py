@@ -75,13 +75,14 @@ class Rotation:
         return self.version.layout.schema
 
     def bind(
-        self, *, seed: int, batch_size: int, reach: int, depth: int = 1, epochs: int | None = None
+        self, *, seed: int, batch_size: int, reach: int, depth: int = 1, stack: int = 1, epochs: int | None = None
     ) -> BoundRotation:
         """The source of views for one loader. Reads the system columns of every row.
 
         Args:
             reach: steps after an anchor that its windows hold.
-            depth: steps of its deepest stack, where that is deeper than the schema's.
+            depth: steps up to an anchor that are read, itself included, where that is more than the schema's stacks.
+            stack: steps of its deepest stack, all of which must be there.
             epochs: every row has exactly so many turns; endless, and about `reuse` draws a turn, when None.
 
         Raises:
@@ -97,10 +98,10 @@ class Rotation:
                 remedy=f"Give it {(1 + SPARE) * largest:,} bytes or more: RECOLLECT_CACHE_BYTES, or resident_bytes=",
             )
         if epochs is None:
-            return BoundRotation(self.version, seed, batch_size, reach, depth, resident, self.reuse)
+            return BoundRotation(self.version, seed, batch_size, reach, depth, stack, resident, self.reuse)
         from recollect.cache.passes import Passes
 
-        return Passes(self.version, seed, batch_size, reach, depth, resident, epochs)
+        return Passes(self.version, seed, batch_size, reach, depth, stack, resident, epochs)
 
 
 class BoundRotation:
@@ -111,9 +112,17 @@ class BoundRotation:
     """
 
     def __init__(
-        self, version: Version, seed: int, batch_size: int, reach: int, depth: int, resident: int, reuse: float
+        self,
+        version: Version,
+        seed: int,
+        batch_size: int,
+        reach: int,
+        depth: int,
+        stack: int,
+        resident: int,
+        reuse: float,
     ) -> None:
-        self._version, self._batch, self._depth = version, batch_size, depth
+        self._version, self._batch, self._stack = version, batch_size, stack
         layout, depth = version.layout, max(depth, deepest_stack(version.layout.schema))
         self._summaries: list[Summary] = [
             summarize(span, version.live[span.index], layout, reach + 1, depth) for span in version.spans
@@ -159,7 +168,7 @@ class BoundRotation:
         chosen = sorted(self._parts)
         extents = tuple(e for u in chosen for e in self._summaries[self._units[u]].extents)
         joined = join_views([self._parts[u] for u in chosen], Cut(extents, self.cut.facts), self._version.name)
-        self._view = without_beheaded(joined, self._depth)
+        self._view = without_beheaded(joined, self._stack)
         self._known[turn] = self._view
         self._turn = turn
         self._look_ahead(turn)

@@ -18,7 +18,7 @@ from recollect.loader.drawing import Drawing, Drawn
 from recollect.loader.gather import Gatherer, packed_rows
 from recollect.loader.options import Exchange, Options
 from recollect.loader.outputs import Kind, choose
-from recollect.loader.plan import resident_reach
+from recollect.loader.plan import deepest, resident_reach
 from recollect.loader.rate import RateLimit
 from recollect.loader.waiting import Clock
 from recollect.samplers import Choose, Receipt, Sampler, Uniform, as_sampler, feedback_of
@@ -392,7 +392,12 @@ def _growing(source: Any, options: Options) -> tuple[GrowingSource | None, bool]
         lives = False
         o, reach = options, resident_reach(options.transforms)
         source = source.bind(
-            seed=o.seed, batch_size=o.batch_size, reach=reach.after, depth=reach.before + 1, epochs=o.epochs
+            seed=o.seed,
+            batch_size=o.batch_size,
+            reach=reach.after,
+            depth=reach.before + 1,
+            stack=deepest(o.transforms),
+            epochs=o.epochs,
         )
     else:
         raise _no_source(source)

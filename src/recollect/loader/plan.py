@@ -110,7 +110,7 @@ class BatchPlan:
             stack,
             pads,
             reach,
-            max((t.k for t in deeper), default=1),
+            deepest(transforms),
         )
 
     def in_layout(self, layout: Layout, fields: Sequence[str] | None, next_fields: Sequence[str] | None) -> BatchPlan:
@@ -230,6 +230,11 @@ class BatchPlan:
             else:
                 lists[name] = [None if b is None else b.decode("utf-8") for b in raw]
         return lists, padded, lengths
+
+
+def deepest(transforms: Iterable[Transform]) -> int:
+    """Steps of the deepest `FrameStack`; 1 without any."""
+    return max((t.k for t in transforms if isinstance(t, FrameStack)), default=1)
 
 
 def window_of(transforms: Iterable[Transform]) -> Reach:

@@ -371,8 +371,8 @@ class UnboundSource(Protocol):
     """A source whose views depend on who draws from them: a loader binds it once."""
 
     def bind(
-        self, *, seed: int, batch_size: int, reach: int, depth: int = 1, epochs: int | None = None
+        self, *, seed: int, batch_size: int, reach: int, depth: int = 1, stack: int = 1, epochs: int | None = None
     ) -> GrowingSource:
-        """The source of one loader, whose windows hold `reach` steps after the anchor, whose stacks `depth` steps up to
-        it, and which counts `epochs`."""
+        """The source of one loader, whose windows hold `reach` steps after the anchor and `depth` up to it, whose
+        stacks need `stack` steps, and which counts `epochs`."""
         ...
