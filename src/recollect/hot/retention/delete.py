@@ -209,7 +209,7 @@ class _Chosen:
         found: dict[int, list[int]] = {}
         for writer, stop in view.cut.facts:
             log = self._store.logs[writer]
-            for fact in log.each_fact(0, stop):
+            for fact in log.fact_pieces(0, stop).parsed():
                 step = fact.step
                 gone = step is not None and bool(within(self._rows.get(step.writer, ()), step.seq, step.seq + 1))
                 if gone or fact.episode in episodes:
