@@ -19,8 +19,8 @@ from recollect.cache.spans import Span, live_pieces, place_rows, spans_of
 from recollect.cold.arrow import decode
 from recollect.cold.dataset import Datasets
 from recollect.cold.faults import store_errors
-from recollect.cold.fragments import columns_of, live_rows, read_rows
 from recollect.cold.fold import Gone
+from recollect.cold.fragments import columns_of, live_rows, read_rows
 from recollect.cold.history import History
 from recollect.errors import DiskFull
 from recollect.records.block import Block

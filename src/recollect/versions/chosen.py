@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from recollect.cold.dataset import Datasets
 from recollect.errors import ArgumentError, NotFound
 from recollect.records.layout import Layout
 from recollect.view import EpisodeKey, Extent, FactIndex, StepId, make_ids
+from recollect.view.ids import Bool
 from recollect.view.matching import matching
 from recollect.view.reach import Ranges, by_writer, union
 from recollect.where import parse
@@ -93,7 +95,9 @@ def _matching(lines: Sequence[Datasets], cache: BlockCache, where: str) -> dict[
                 continue
             view, group = part.view, part.view.episodes.group
             slots = np.flatnonzero((group >= 0) & ~view.episodes.is_final)
-            hit = matching(condition, view.rows, slots, group[slots], view.episodes.keys, lambda view=view: view.facts)
+            hit = matching(
+                condition, view.rows, slots, group[slots], view.episodes.keys, partial(getattr, view, "facts")
+            )
             for writer, seq in view.rows.ids(slots[hit]).tolist():
                 found.setdefault(writer, []).append((seq, seq + 1))
     if len(failed) == len(lines):
@@ -134,7 +138,7 @@ def _keys(known: Sequence[FactIndex], name: object, line: Datasets) -> set[Episo
     return found
 
 
-def within_ranges(writer: Any, seq: Any, ranges: dict[int, Ranges]) -> Any:
+def within_ranges(writer: Any, seq: Any, ranges: dict[int, Ranges]) -> Bool:
     """`[n]` bool: which rows lie in the ranges of their writer."""
     out = np.zeros(len(seq), np.bool_)
     for w in np.unique(writer).tolist():
@@ -146,9 +150,11 @@ def within_ranges(writer: Any, seq: Any, ranges: dict[int, Ranges]) -> Any:
     return out
 
 
-def of_episodes(writer: Any, episode: Any, keys: frozenset[tuple[int, int]] | set[tuple[int, int]]) -> Any:
+def of_episodes(writer: Any, episode: Any, keys: set[tuple[int, int]]) -> Bool:
     """`[n]` bool: which rows are of some episodes."""
     if not keys or not len(writer):
         return np.zeros(len(writer), np.bool_)
     held, inverse = np.unique(make_ids(writer, episode), return_inverse=True)
-    return np.fromiter((tuple(k) in keys for k in held.tolist()), np.bool_, len(held))[inverse.reshape(-1)]
+    named = np.fromiter((tuple(k) in keys for k in held.tolist()), np.bool_, len(held))
+    out: Bool = named[inverse.reshape(-1)]
+    return out

@@ -90,7 +90,8 @@ def delete_rows(
     at = _lines(data)
     work = _Deletion(chosen(at, cache, ids, episodes, where), cache, reason, dry_run)
     for _ in range(PASSES):  # a branch may be made of a version that had the rows still while we are at it
-        if not any([work.line(line) for line in at]) or dry_run:
+        changed = [work.line(line) for line in at]
+        if dry_run or not any(changed):
             break
         at = _lines(data)
     data.refresh()
@@ -231,7 +232,7 @@ class _Deletion:
         bytes each are kept.
         """
         wanted, gone = self.wanted, history.gone
-        named = {tuple(key) for key in wanted.episodes} - gone.forgotten
+        named = {(key.writer, key.counter) for key in wanted.episodes} - gone.forgotten
         if not named and not _holds(history.cut, wanted.rows):
             return None
         touched: set[tuple[int, int]] = set()
@@ -239,24 +240,24 @@ class _Deletion:
             touched.update(zip(rows["episode_writer"].tolist(), rows["episode"].tolist(), strict=True))
 
         def of_touched(rows: _Rows) -> Bool:
-            out: Bool = of_episodes(rows["episode_writer"], rows["episode"], touched)
-            return out
+            return of_episodes(rows["episode_writer"], rows["episode"], touched)
 
         parts = list(self._read(data, steps, ("episodes", frozenset(touched)), of_touched))
-        rows = _Rows({n: np.concatenate([p[n] for _, p in parts]) for n in (*_COLUMNS, "place")}) if parts else None
-        fragment = np.concatenate([np.full(len(p["seq"]), index) for index, p in parts]) if parts else np.empty(0)
-        if rows is None or not len(rows["seq"]):
-            forgotten = self._known(data, named)
-            return _Found({}, 0, (), (), set(), set(), forgotten[0], forgotten[1]) if forgotten[1] else None
+        if not any(len(p["seq"]) for _, p in parts):
+            facts = self._known(data, named, ())
+            return _Found({}, 0, (), (), set(), set(), named, facts) if facts else None
+        rows = _Rows({n: np.concatenate([p[n] for _, p in parts]) for n in (*_COLUMNS, "place")})
+        fragment = np.concatenate([np.full(len(p["seq"]), index) for index, p in parts])
         goes, unfollowed, whole = _closed(rows, self._hit(rows))
-        ids = _extents(rows.of(goes))
+        ids, episodes = _extents(rows.of(goes)), named | whole
         places = {int(k): rows["place"][goes & (fragment == k)] for k in np.unique(fragment[goes]).tolist()}
-        forgotten, facts = self._known(data, named | whole, ids)
-        return _Found(places, int(goes.sum()), ids, _extents(rows.of(unfollowed)), touched, whole, forgotten, facts)
+        facts = self._known(data, episodes, ids)
+        return _Found(places, int(goes.sum()), ids, _extents(rows.of(unfollowed)), touched, whole, episodes, facts)
 
     def _hit(self, rows: _Rows) -> Bool:
+        named = {(key.writer, key.counter) for key in self.wanted.episodes}
         out: Bool = within_ranges(rows["writer"], rows["seq"], self.wanted.rows)
-        return out | of_episodes(rows["episode_writer"], rows["episode"], {tuple(k) for k in self.wanted.episodes})
+        return out | of_episodes(rows["episode_writer"], rows["episode"], named)
 
     def _read(
         self, data: Datasets, steps: Any, what: tuple[Any, ...], keep: Callable[[_Rows], Bool]
@@ -276,19 +277,16 @@ class _Deletion:
                 self.seen[key] = _Rows({n: np.concatenate([p[n] for p in parts]) for n in (*_COLUMNS, "place")})
             yield index, self.seen[key]
 
-    def _known(
-        self, data: Datasets, episodes: set[tuple[int, int]], ids: tuple[Extent, ...] = ()
-    ) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
-        """The episodes, and the ids of the facts that go with them and with the steps of `ids`."""
+    def _known(self, data: Datasets, episodes: set[tuple[int, int]], ids: tuple[Extent, ...]) -> set[tuple[int, int]]:
+        """Writer and number of the facts about some episodes, and about the steps of `ids`."""
         deleted = {w: union(ranges) for w, ranges in by_writer(ids).items()}
-        facts = {
+        return {
             (f.writer, f.seq)
             for told in facts_of(data, self.cache).history.values()
             for f in told
             if tuple(f.episode) in episodes
             or (f.step is not None and within(deleted.get(f.step.writer, ()), f.step.seq, f.step.seq + 1))
         }
-        return episodes, facts
 
     # -- committing ----------------------------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ class Version:
 
 
 def listing(data: Datasets) -> list[Version]:
-    """Every version that a snapshot, a column or a deletion made, oldest first, those of the branches before included."""
+    """Every version that a snapshot, a column or a deletion made, oldest first, those of earlier branches included."""
     data.refresh()
     tags: dict[int, list[str]] = {}
     for name, number in data.tags().items():
