@@ -33,12 +33,14 @@ START = datetime(2000, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Held:
-    """What a version holds: uids in order, lessons by uid of an episode's first step, and uid → value of columns."""
+    """What a version holds: uids in order, lessons by uid of an episode's first step, and uid → value of columns; and
+    the uids that it held once and that were deleted."""
 
     rows: tuple[int, ...]
     lessons: dict[int, str]
     columns: dict[str, dict[int, float]] = field(default_factory=dict)
     made: datetime = START
+    gone: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Line:
 
 
 class VersionsMachine(RuleBasedStateMachine):
-    """Promote, branch, tag, add columns, compact, cleanup, delete branches, reopen."""
+    """Promote, branch, tag, add columns, delete steps, compact, cleanup, delete branches, reopen."""
 
     @initialize()
     def begin(self) -> None:
@@ -105,7 +107,7 @@ class VersionsMachine(RuleBasedStateMachine):
         before = self._held(parent, number)
         seen = [
             (
-                {u for u in before.rows if u in self.written[k]},
+                {u for u in (*before.rows, *before.gone) if u in self.written[k]},
                 {u: t for u, t in before.lessons.items() if u in self.written[k]},
             )
             for k in range(2)
@@ -133,7 +135,9 @@ class VersionsMachine(RuleBasedStateMachine):
             name, lambda rows: rows["uid"].astype("float64") * scale, field=rc.Tensor("float64"), fields=["uid"]
         )
         columns = {**newest.columns, name: {u: u * scale for u in newest.rows}}
-        self.lines[branch].own[number] = Held(newest.rows, newest.lessons, columns, datetime.now(UTC))
+        self.lines[branch].own[number] = Held(
+            newest.rows, newest.lessons, columns, datetime.now(UTC), newest.gone
+        )
 
     @precondition(lambda self: len(self.lines) > 1)
     @rule(pick=st.integers(0, 99))
@@ -152,6 +156,25 @@ class VersionsMachine(RuleBasedStateMachine):
         del self.lines[name]
         for tag in mine:
             del self.tags[tag]
+
+    @rule(pick=st.integers(0, 99), low=st.integers(0, 99), count=st.integers(1, 6), tried=st.booleans())
+    def delete(self, pick: int, low: int, count: int, tried: bool) -> None:
+        """Steps go from every line that holds them; episodes that lose all, with what is known of them."""
+        first = low % max(1, self.uid)
+        going = set(range(first, first + count))
+        newest = {b: self._held(b, numbers[-1]) for b in self.lines if (numbers := self._numbers(b))}
+        losing = {b: held for b, held in newest.items() if going & set(held.rows)}
+        buffer, where = self._open(self._branch(pick)), f"uid >= {first} and uid < {first + count}"
+        if tried:
+            assert buffer.delete(where=where, reason="d", dry_run=True).versions == {}
+        done = buffer.delete(where=where, reason="d")
+        assert done.versions.keys() == losing.keys()
+        assert done.rows == len(going & {u for held in losing.values() for u in held.rows})
+        for branch, held in losing.items():
+            rows = tuple(u for u in held.rows if u not in going)
+            self.lines[branch].own[done.versions[branch]] = Held(
+                rows, held.lessons, held.columns, datetime.now(UTC), held.gone | (going & set(held.rows))
+            )
 
     @rule(pick=st.integers(0, 99))
     def compact(self, pick: int) -> None:
@@ -228,7 +251,7 @@ class VersionsMachine(RuleBasedStateMachine):
             assert done.version is not None and done.rows == len(before.rows) + len(new)
             order = self._order(space, new)
             line.own[done.version] = Held(
-                (*before.rows, *order), {**before.lessons, **told}, before.columns, datetime.now(UTC)
+                (*before.rows, *order), {**before.lessons, **told}, before.columns, datetime.now(UTC), before.gone
             )
             line.seen[space] = {*rows, *new}, dict(told)
         if tag is not None and done.version is not None:
@@ -285,7 +308,7 @@ class VersionsMachine(RuleBasedStateMachine):
                 continue
             valid, values = view.rows.valid(slots, name), view.rows.gather(slots, (name,))[name]
             found = {u: v for u, v, known in zip(held.rows, values.tolist(), valid.tolist(), strict=True) if known}
-            assert found == held.columns.get(name, {})
+            assert found == {u: v for u, v in held.columns.get(name, {}).items() if u in held.rows}
         assert held.columns.keys() <= set(view.schema.roots)
 
     def teardown(self) -> None:
