@@ -297,8 +297,10 @@ class Buffer:
         along the row that only holds its next observation, and such a row the step before it. The step before a
         deleted one cannot be drawn any more. Facts about deleted steps go, and for good those about episodes that lose
         every row or are named. Versions made before keep it, tagged ones too, until they are cleaned up; the result
-        names those tags, and the workspaces of this machine that hold it still. Killed anywhere, the same again does
-        the rest.
+        names those tags, and the workspaces of this machine that hold it still. Files hold the values of the steps
+        until `compact` on every line, and then `cleanup` of the older versions; facts and waiting observations
+        stay in their files, and statistics of versions are those of the steps as they were promoted. Killed anywhere, the
+        same again does the rest.
 
         Args:
             ids: steps, by `StepId`, its text, or `Extent`. What is not there is passed over.
@@ -326,7 +328,8 @@ class Buffer:
         """Merges small data files of the newest version with their neighbours; rows keep their order.
 
         A snapshot does so by itself once there are many. A row is written again only into a file at least four times
-        as large, so that a large file stays, with what was decoded of it. The new version holds the same rows; older
+        as large, so that a large file stays, with what was decoded of it, unless rows of it were deleted: those are in
+        no file of the new version. It holds the same rows; older
         versions are left as they are.
 
         Raises:

@@ -50,6 +50,9 @@ def test_of_a_buffer(cli: Cli, live: list[str], tmp_path: Path) -> None:
     assert tried.code == 0 and "would delete" in tried.out and len(rc.open_buffer(at).at().rows) == whole
     ran = cli("delete", at, "--id", live[2], "--reason", "poisoned")
     assert "main is version 3" in ran.out and "tag r1 names" in ran.out and "workspace live holds them" in ran.out
+    assert "deleted: poisoned" in cli("log", at).out
+    newest = cli("log", at, "--json").document["versions"][-1]
+    assert newest["reason"] == "poisoned" and newest["deleted"][0]["start"] >= 0 > newest["rows_added"]
     left = len(rc.open_buffer(at).at().rows)
     assert left < whole and _left() == whole
     again = cli("delete", at, "--where", "step >= 0", "--reason", "all", "--json")

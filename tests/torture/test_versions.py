@@ -34,13 +34,14 @@ START = datetime(2000, 1, 1, tzinfo=UTC)
 @dataclass(frozen=True)
 class Held:
     """What a version holds: uids in order, lessons by uid of an episode's first step, and uid → value of columns; and
-    the uids that it held once and that were deleted."""
+    the uids that it held once and that were deleted. `deletion` whether it was made by one."""
 
     rows: tuple[int, ...]
     lessons: dict[int, str]
     columns: dict[str, dict[int, float]] = field(default_factory=dict)
     made: datetime = START
     gone: frozenset[int] = frozenset()
+    deletion: bool = False
 
 
 @dataclass
@@ -101,6 +102,8 @@ class VersionsMachine(RuleBasedStateMachine):
     def branch(self, pick: int, which: int) -> None:
         parent = self._branch(pick)
         sure = [n for n in self._numbers(parent) if self._sure(parent, n)]
+        if not sure:
+            return
         number, name = sure[which % len(sure)], self._name("b")
         made = self._open(parent).branch(name, at=number)
         owner = self._owner(parent, number)
@@ -121,6 +124,8 @@ class VersionsMachine(RuleBasedStateMachine):
     def tag(self, pick: int, which: int) -> None:
         branch = self._branch(pick)
         sure = [n for n in self._numbers(branch) if self._sure(branch, n)]
+        if not sure:
+            return
         number, name = sure[which % len(sure)], self._name("t")
         assert self._open(branch).tag(name, number) == number
         self.tags[name] = self._owner(branch, number), number
@@ -135,9 +140,7 @@ class VersionsMachine(RuleBasedStateMachine):
             name, lambda rows: rows["uid"].astype("float64") * scale, field=rc.Tensor("float64"), fields=["uid"]
         )
         columns = {**newest.columns, name: {u: u * scale for u in newest.rows}}
-        self.lines[branch].own[number] = Held(
-            newest.rows, newest.lessons, columns, datetime.now(UTC), newest.gone
-        )
+        self.lines[branch].own[number] = Held(newest.rows, newest.lessons, columns, datetime.now(UTC), newest.gone)
 
     @precondition(lambda self: len(self.lines) > 1)
     @rule(pick=st.integers(0, 99))
@@ -173,7 +176,7 @@ class VersionsMachine(RuleBasedStateMachine):
         for branch, held in losing.items():
             rows = tuple(u for u in held.rows if u not in going)
             self.lines[branch].own[done.versions[branch]] = Held(
-                rows, held.lessons, held.columns, datetime.now(UTC), held.gone | (going & set(held.rows))
+                rows, held.lessons, held.columns, datetime.now(UTC), held.gone | (going & set(held.rows)), True
             )
 
     @rule(pick=st.integers(0, 99))
@@ -187,7 +190,7 @@ class VersionsMachine(RuleBasedStateMachine):
         line = self.lines[branch]
         kept = {n for owner, n in self.tags.values() if owner == branch}
         kept |= {other.began for other in self.lines.values() if other.parent == branch}
-        kept |= {max(line.own)} if line.own else set()
+        kept |= {n for n in line.own if n == max(line.own) and not line.own[n].deletion}
         line.loose |= line.own.keys() - kept
 
     @rule()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lance.file import LanceFileReader
 
 import recollect as rc
 from recollect import errors
@@ -277,6 +278,76 @@ def test_deleted_rows_outlive_folds_compaction_and_cleanup(tmp_path: Path, monke
         assert uids(buffer.at()) == [] and buffer.verify().ok
         write(ws, 100)
         assert ws.snapshot(at).rows == 4 and uids(buffer.at()) == [100, 101, 102, 103] and buffer.verify().ok
+
+
+def test_compaction_and_cleanup_take_the_values_out_of_the_files(tmp_path: Path) -> None:
+    at, secret = tmp_path / "b", 123_456_789
+    with rc.create_workspace("w", SCHEMA) as ws:
+        write(ws, 0, 40)
+        write(ws, secret, 3)
+        ws.snapshot(at)
+        rc.open_buffer(at).branch("fork")
+        write(ws, 100, 3)
+        ws.snapshot(at)
+
+    def stored() -> set[int]:
+        files = sorted((at / "steps.lance").rglob("*.lance"))
+        return {u for f in files for u in LanceFileReader(str(f)).read_all().to_table().column("uid").to_pylist()}
+
+    assert secret in stored()
+    rc.open_buffer(at).delete(where=f"uid >= {secret}", reason="private")
+    assert secret in stored()
+    for branch in ("fork", "main"):
+        buffer = rc.open_buffer(at, branch=branch)
+        before = uids(buffer.at())
+        assert buffer.compact().version is not None and uids(buffer.at()) == before and secret not in before
+        assert buffer.compact().version is None and buffer.verify().ok
+        buffer.cleanup(timedelta(0))
+        if branch == "fork":
+            buffer.tag("kept")
+    # The version that the branch began with holds them still, and is kept for it.
+    assert secret in stored()
+    rc.open_buffer(at).delete_branch("fork", with_tags=True)
+    rc.open_buffer(at).cleanup(timedelta(0))
+    assert stored() == {*range(40), 100, 101, 102}
+
+
+def test_a_column_is_refused_by_a_deletion_that_lands_first(tmp_path: Path) -> None:
+    at = tmp_path / "b"
+    with rc.create_workspace("w", SCHEMA) as ws:
+        write(ws, 0)
+        write(ws, 10)
+        ws.snapshot(at)
+    fork = rc.open_buffer(at).branch("fork")
+    seen: list[list[int]] = []
+
+    def twice(rows: Any) -> Any:
+        if not seen:
+            assert rc.open_buffer(at).delete(where="uid = 2", reason="r").versions == {"main": 3, "fork": 3}
+        seen.append(rows["uid"].tolist())
+        return rows["uid"] * 2
+
+    assert fork.add_column("twice", twice, field=rc.Tensor("int64"), fields=["uid"]) == 4
+    view = rc.open_buffer(at, branch="fork").at()
+    found = view.rows.gather(np.arange(len(view.rows)), ("uid", "twice"))
+    assert sorted(found["twice"].tolist()) == [0, 2, 6, 20, 22, 24, 26] and len(seen) == 2
+    assert (found["twice"] == 2 * found["uid"]).all() and fork.verify().ok
+
+
+def test_a_diff_and_a_cut_over_a_deletion(tmp_path: Path) -> None:
+    at = tmp_path / "b"
+    with rc.create_workspace("w", SCHEMA) as ws:
+        write(ws, 0)
+        write(ws, 10)
+        done = ws.snapshot(at, "r1")
+    buffer = rc.open_buffer(at)
+    buffer.delete(where="uid = 1 or uid >= 10", reason="r")
+    told = buffer.diff("r1")
+    assert (told.rows_a, told.rows_b, told.rows_added, told.rows_removed) == (8, 3, 0, 5)
+    assert (told.episodes_removed, told.episodes_changed) == (1, 1)
+    assert len(buffer.at("r1", cut=done.cut).rows) == 8
+    with pytest.raises(errors.NotFound):
+        buffer.at(cut=done.cut)
 
 
 PROMOTER = """
