@@ -29,7 +29,9 @@ _HOME = {
     "EpisodeKey": "view",
     "EpisodeRecord": "recall.results",
     "Extent": "view",
+    "FrameStack": "transforms",
     "Frames": "schema",
+    "HindsightRelabel": "transforms",
     "Hits": "recall.results",
     "Json": "schema",
     "Keep": "hot.keep",
@@ -37,14 +39,20 @@ _HOME = {
     "Loader": "loader",
     "Mixture": "samplers",
     "NStep": "transforms",
+    "Normalize": "transforms",
+    "Previous": "transforms",
     "Prioritized": "samplers",
     "Ragged": "schema",
+    "RateLimit": "loader",
     "Receipt": "samplers",
     "Recent": "samplers",
+    "Relabel": "transforms",
     "Reservoir": "samplers",
+    "ReturnsToGo": "transforms",
     "Schema": "schema",
     "Sequence": "samplers",
     "Snapshot": "promote.result",
+    "Statistics": "view.statistics",
     "Step": "recall.results",
     "StepId": "view",
     "Stratified": "samplers",
@@ -71,7 +79,7 @@ if TYPE_CHECKING:
     from recollect.buffer import Branch, Buffer, Version, open_buffer
     from recollect.hot.keep import Keep
     from recollect.hot.write.writer import Episode, Writer
-    from recollect.loader import Batch, Loader
+    from recollect.loader import Batch, Loader, RateLimit
     from recollect.opening import create_workspace, delete_workspace, list_workspaces, open_workspace
     from recollect.promote.result import Snapshot
     from recollect.recall.results import EpisodeRecord, Hits, Step
@@ -88,10 +96,11 @@ if TYPE_CHECKING:
         Uniform,
     )
     from recollect.schema import Embedding, Frames, Json, Ragged, Schema, Tensor, Text
-    from recollect.transforms import NStep
+    from recollect.transforms import FrameStack, HindsightRelabel, Normalize, NStep, Previous, Relabel, ReturnsToGo
     from recollect.versions.delete import BufferDeletion
     from recollect.versions.diff import Diff
     from recollect.view import Cut, EpisodeKey, Extent, StepId, View, Window
+    from recollect.view.statistics import Statistics
     from recollect.workspace import Workspace
 
 __all__ = [
@@ -106,7 +115,9 @@ __all__ = [
     "EpisodeKey",
     "EpisodeRecord",
     "Extent",
+    "FrameStack",
     "Frames",
+    "HindsightRelabel",
     "Hits",
     "Json",
     "Keep",
@@ -114,14 +125,20 @@ __all__ = [
     "Loader",
     "Mixture",
     "NStep",
+    "Normalize",
+    "Previous",
     "Prioritized",
     "Ragged",
+    "RateLimit",
     "Receipt",
     "Recent",
+    "Relabel",
     "Reservoir",
+    "ReturnsToGo",
     "Schema",
     "Sequence",
     "Snapshot",
+    "Statistics",
     "Step",
     "StepId",
     "Stratified",

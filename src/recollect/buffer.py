@@ -298,9 +298,9 @@ class Buffer:
         deleted one cannot be drawn any more. Facts about deleted steps go, and for good those about episodes that lose
         every row or are named. Versions made before keep it, tagged ones too, until they are cleaned up; the result
         names those tags, and the workspaces of this machine that hold it still. Files hold the values of the steps
-        until `compact` on every line, and then `cleanup` of the older versions; facts and waiting observations
-        stay in their files, and statistics of versions are those of the steps as they were promoted. Killed anywhere, the
-        same again does the rest.
+        until `compact` on every line, and then `cleanup` of the older versions; facts and waiting observations stay in
+        their files, and statistics of versions are those of the steps as they were promoted. Killed anywhere, the same
+        again does the rest.
 
         Args:
             ids: steps, by `StepId`, its text, or `Extent`. What is not there is passed over.

@@ -17,7 +17,8 @@ remedy. The text is one line: what is wrong, the value, what to do about it.
     │   └── StoreUnavailable                a store or network that failed for too long; run it again
     ├── CorruptionError (ValueError)        stored bytes that fail their checks
     ├── ConflictError (RuntimeError)        others committed first, more often than we were willing to retry
-    └── MissingDependency (ImportError)     an optional package that is not installed
+    ├── MissingDependency (ImportError)     an optional package that is not installed
+    └── WaitTimeout (TimeoutError)          what was waited for did not come in time
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = [
     "SchemaMismatch",
     "StoreError",
     "StoreUnavailable",
+    "WaitTimeout",
     "WriterError",
 ]
 
@@ -66,7 +68,10 @@ class RecollectError(Exception):
         """The one line that people read."""
         parts = [self.message]
         if self.value is not None:
-            shown = " ".join(repr(self.value).split())
+            try:
+                shown = " ".join(repr(self.value).split())
+            except RecursionError:
+                shown = f"a {type(self.value).__name__} nested too deep to show"
             parts.append(f"(got {shown if len(shown) <= 120 else shown[:117] + '...'})")
         line = " ".join(parts)
         return f"{line}. {self.remedy}" if self.remedy else line
@@ -143,3 +148,8 @@ class ConflictError(RecollectError, RuntimeError):
 class MissingDependency(RecollectError, ImportError):
     kind = "missing_dependency"
     exit_code = 11
+
+
+class WaitTimeout(RecollectError, TimeoutError):
+    kind = "timeout"
+    exit_code = 12

@@ -7,7 +7,6 @@ import os
 
 from recollect.errors import ArgumentError, SchemaError, StoreError
 from recollect.hot import home
-from recollect.hot.format.targets import fix_home
 from recollect.hot.keep import Keep
 from recollect.hot.private import PrivateFolder
 from recollect.hot.write.growing import SEGMENT_BYTES, Durability
@@ -41,15 +40,15 @@ def create_workspace(
             exit.
         schema: what a step is; None leaves it to the first writer.
         durability: what survives power loss, and when: `"process"` what `sync` and `close` cover, `"interval"` what
-            is older than 0.25 s, `"step"` every append before it returns. None is `"interval"`, for a private workspace
-            `"process"`.
+            is older than 0.25 s and two flushes (on a busy disk one may take a second), `"step"` every append before
+            it returns. None is `"interval"`, for a private workspace `"process"`.
         keep: how much is kept; everything unless it says so.
         home: the buffer whose rows may go once it holds them; the first target of a snapshot when None.
         mask: text → text, applied to everything textual before it is written. It belongs to the handle, not to the
             workspace: whoever opens it to write passes its own.
 
     Raises:
-        AlreadyExists: the name is taken.
+        AlreadyExists: the name is taken, or the folder holds something that is no workspace.
         StoreError: the folder cannot be made, or lies on a network file system.
     """
     if schema is not None and not isinstance(schema, Schema):
@@ -74,17 +73,19 @@ def _create(
     mask: Masker,
 ) -> Workspace:
     with contextlib.ExitStack() as undo:
+        uri = None
         if folder is not None:
             undo.callback(folder.remove)
-            description = home.create(folder.path, "private", durability or "process", keep, schema)
-        else:
-            assert name is not None
-            path = home.workspace_path(name)
-            description = home.create(path, path.name, durability or "interval", keep, schema)
         if at is not None:
             from recollect.cold.location import Location
 
-            fix_home(description.path, Location(at).uri)
+            uri = Location(at).uri  # before anything is made: it may be none
+        if folder is not None:
+            description = home.create(folder.path, "private", durability or "process", keep, schema, uri)
+        else:
+            assert name is not None
+            path = home.workspace_path(name)
+            description = home.create(path, path.name, durability or "interval", keep, schema, uri)
         undo.pop_all()
     return Workspace(description, mask, folder)
 
@@ -110,5 +111,6 @@ def delete_workspace(name: str | os.PathLike[str]) -> None:
     Raises:
         NotFound: no such workspace.
         WriterError: a live agent is writing to it.
+        StoreError: its folder holds something that is no part of it.
     """
     home.delete(home.workspace_path(name))

@@ -25,7 +25,7 @@ from recollect.hot.retention.selection import Episodes, Ids, selected
 from recollect.hot.write.facts import check_facts, check_step_facts
 from recollect.hot.write.growing import Durability
 from recollect.hot.write.resume import ResumePoint, resume_point
-from recollect.hot.write.writer import Writer
+from recollect.hot.write.writer import Writer, only_here
 from recollect.masking import Masker
 from recollect.masking import keep as unmasked
 from recollect.recall import recent as recalled
@@ -36,6 +36,7 @@ from recollect.recall.verify import Report, verify
 from recollect.recall.window import with_predecessors
 from recollect.records.layout import Layout
 from recollect.schema import Change, Schema
+from recollect.schema.values import check_text
 from recollect.view import Cut, EpisodeKey, Extent, StepId, View
 
 if TYPE_CHECKING:
@@ -64,7 +65,6 @@ class Workspace:
         self._store: HotStore | None = None
         self._text: TextIndex | None = None
         self._private = folder
-        self.retainer = Retainer(self.path, self._hot, self._own_writers)
         self._start_over()
         _live.add(self)
         self.recovered: list[Recovery] = []
@@ -73,10 +73,11 @@ class Workspace:
             self.retainer.try_run()
 
     def _start_over(self) -> None:
-        """In a forked child: the parent's writers are not this handle's, and nobody holds its lock."""
+        """In a forked child: the parent's writers are not this handle's, nobody holds its lock, nobody evicts."""
         self._lock = threading.Lock()
         self._annotator: Writer | None = None
         self._writers: list[Writer] = []
+        self.retainer = Retainer(self.path, self.id, self._hot, self._own_writers)
 
     # -- schema --------------------------------------------------------------------------------------------
 
@@ -178,6 +179,8 @@ class Workspace:
             NotFound: the workspace was deleted.
             DiskFull, StoreError: the log cannot be created.
         """
+        if not isinstance(agent, str):
+            raise ArgumentError("a writer's agent is a name, text", value=agent)
         chosen = durability or self.durability
         if chosen not in home.DURABILITIES:
             raise ArgumentError("unknown durability", value=chosen, remedy=f"One of {', '.join(home.DURABILITIES)}")
@@ -189,7 +192,7 @@ class Workspace:
             writer = Writer(
                 self.path / "log",
                 layouts.newest,
-                agent=self._mask(agent),
+                agent=check_text(self._mask(agent), "agent"),
                 durability=chosen,
                 mask=self._mask,
                 on_roll=self.retainer.after_roll,
@@ -245,6 +248,7 @@ class Workspace:
                         mask=self._mask,
                         on_roll=self.retainer.after_roll,
                         largest=self.keep.segment_bytes(store.layout.row_bytes),
+                        only_facts=True,
                     )
             return self._annotator.annotate(key, step, values)
 
@@ -313,7 +317,7 @@ class Workspace:
             raise ArgumentError("last is a whole number of at least 1", value=last)
         from recollect.hot.read.live import LiveSource
 
-        return LiveSource(self._hot(), last)
+        return LiveSource(self._hot(), last, lambda: only_here(home.live_writers(self.path)))
 
     def view_with_predecessors(self, cut: Cut) -> View:
         """A view that holds the rows of `cut`, and those before them that their frame stacks reach back to."""

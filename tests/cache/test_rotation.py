@@ -201,7 +201,8 @@ def test_distance_from_uniform_shrinks_to_nothing_over_a_pass(tmp_path: Path) ->
 def test_a_plain_view_says_that_it_is_uniform(tmp_path: Path) -> None:
     loader = _loader(rc.open_buffer(make_buffer(tmp_path)).at())
     take(loader, 3)
-    assert loader.stats() == {
+    told = loader.stats()
+    assert {k: v for k, v in told.items() if not k.endswith(("_s", "_us", "_share"))} == {
         "batches": 3, "total_rows": 20, "resident_rows": 20, "hit_rate": 1.0, "rotations": 0,
         "distance_from_uniform": 0.0,
     }  # fmt: skip

@@ -181,7 +181,7 @@ def test_a_roll_interrupted_anywhere_loses_no_row_and_gives_no_id_twice(
             ids: list[StepId] = []
             while log.rows < log._full:
                 ids.append(episode.append(uid=len(ids)))
-            log._spare._settle()
+            log._spare.making.wait()
             trace = _InterruptAt(k, GrowingLog.turn_page, GrowingLog.roll, GrowingLog._start, GrowingLog._let_go)
             before = sys.gettrace()
             sys.settrace(trace)

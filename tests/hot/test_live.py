@@ -22,7 +22,7 @@ from recollect.records import grow
 from recollect.records.grow import Growing
 from recollect.records.grown import GrownView
 from recollect.records.layout import Layout
-from recollect.view import Extent, FactIndex
+from recollect.view import Extent, FactIndex, StepId
 from tests.hot.live_world import World, assert_same, deepest, everything, leave_out_cut_stacks
 from tests.support import SCHEMAS, run_python
 
@@ -210,6 +210,12 @@ def _hand_over(earlier: rc.Writer, later: rc.Writer) -> None:
 
 def _uids(view: rc.View) -> list[int]:
     return [int(u) for u in view.rows.gather(np.arange(len(view.rows)), ("uid",))["uid"]]
+
+
+def _newest(view: rc.View, count: int) -> list[tuple[int, float]]:
+    stop = view.rows.first + len(view.rows)  # type: ignore[attr-defined]
+    found = view.rows.gather(np.arange(stop - count, stop), ("uid", "reward"))
+    return list(zip(found["uid"].tolist(), found["reward"].tolist(), strict=True))
 
 
 def _reader(ws: rc.Workspace) -> LiveSource:
@@ -434,3 +440,60 @@ def test_a_cut_whose_rows_are_gone_is_refused_by_name() -> None:
             b.live().pinned(cut)
         with pytest.raises(errors.NotFound, match="rows 0 to 5"):
             source.pinned(rc.Cut((rc.Extent(writer.id, 0, 5),), ()))
+
+
+def test_logs_that_are_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer per episode would otherwise leave its numbers behind in every view and every mark."""
+    monkeypatch.setattr(growing, "SEGMENT_BYTES", (1 << 14,))
+    keep = rc.Keep(rows=100, unpromoted="drop")
+    with rc.create_workspace("w", PLAIN, durability="process", keep=keep) as ws:
+        source, whole = ws.live(last=100), ws.live()
+        ids = []
+        for k in range(60):
+            with ws.writer() as writer, writer.episode() as episode:
+                ids += [episode.append(uid=10 * k + i, reward=0.0, terminated=i == 9) for i in range(10)]
+                ws.annotate(ids[-1], reward=1.0)
+            source.refresh(), whole.refresh()
+            if k % 10 == 9:
+                ws.evict()
+        view = source.refresh()
+        logs = len(ws._hot().logs)
+        assert logs < 25
+        for one in (source, whole):
+            assert len(one._seen) <= logs + 10 and len(one._facts_seen) <= logs + 10
+        mark = source.mark(view)
+        assert len(mark["seen"]) <= logs + 10
+        assert _newest(view, 100) == [(u, float(u % 10 == 9)) for u in range(500, 600)]
+        again = ws.live(last=100)
+        assert again.restore([mark])[0].cut == view.cut and again.refresh().cut == view.cut
+        with ws.writer() as writer:
+            ids.append(writer.episode().append(uid=600, reward=0.0))
+            assert _newest(again.refresh(), 2) == [(599, 1.0), (600, 0.0)] == _newest(source.refresh(), 2)
+
+        gone, lost = ids[0], StepId(ids[0].writer, 10**6)
+        whole._seen[gone.writer] = 10
+        whole._unplaced = [gone, lost]
+        whole._open_logs({gone.writer})
+        assert whole._seen[gone.writer] == 10 and whole._unplaced == [gone, lost]
+        whole._open_logs(())
+        assert gone.writer not in whole._seen and whole._unplaced == [gone], "its row is still in the view"
+
+
+@pytest.mark.parametrize("last", [60, 100, 140])
+def test_a_window_that_begins_amid_many_episodes_keeps_each_writer_s_order(last: int) -> None:
+    """Every open episode's first row in the window lacks its predecessor; those behind it must not overtake it."""
+    with rc.create_workspace("w", PLAIN) as ws:
+        writers = [ws.writer(durability="process") for _ in range(2)]
+        episodes = [writer.episode() for writer in writers for _ in range(5)]
+        for uid in range(200):
+            episodes[uid * 7 % 10].append(uid=uid, reward=0.0)
+        view = ws.live(last=last).at(0)
+        first = int(getattr(view.rows, "first", 0))
+        slots = np.arange(first, first + len(view.rows))
+        assert len(slots) == last
+        ids = view.rows.ids(slots)
+        for writer in writers:
+            seq = ids["seq"][ids["writer"] == writer.id]
+            assert np.array_equal(seq, np.arange(seq[0], seq[0] + len(seq)))
+        linked = view.episodes.offset(slots, 1) >= 0
+        assert np.count_nonzero(~linked) == len(episodes), "only the newest step of each has none after it"

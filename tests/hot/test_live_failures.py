@@ -141,8 +141,8 @@ def test_a_log_that_is_sealed_between_two_looks_at_it_is_read_to_its_end(monkeyp
         real_open, real_sealed = source._open_logs, WriterLog.sealed.fget  # type: ignore[attr-defined]
         moments: list[str] = []
 
-        def open_logs() -> None:
-            real_open()
+        def open_logs(at_work: Any) -> None:
+            real_open(at_work)
             moments.append("looking")
 
         def sealed(log: WriterLog) -> bool:

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,23 @@ import numpy as np
 import pytest
 
 import recollect as rc
+from recollect.hot.retention import retain
+from recollect.hot.retention.evict import evict
 from recollect.hot.write import writer as writers
 from tests.support import python
 
 SCHEMA = rc.Schema({"observation": rc.Tensor("float32", (28,)), "uid": rc.Tensor("int64")})
-WAITS = ("flock", "fsync", "fdatasync", "posix_fallocate")
+WAITS: tuple[tuple[Any, str], ...] = (
+    (fcntl, "flock"),
+    (os, "fsync"),
+    (os, "fdatasync"),
+    (os, "posix_fallocate"),
+    (threading.Thread, "start"),
+    (threading.Thread, "join"),
+    (threading.Event, "wait"),
+    (threading.Condition, "wait"),
+)
+RING = rc.Keep(rows=10_000, unpromoted="drop")
 
 SNAPSHOTS = """
 import itertools, sys
@@ -72,16 +83,14 @@ def _appends(writer: rc.Writer, segments: int) -> int:
         lanes.append(observation=seen, uid=uid, next_observation=seen)
         writer.extend({"episode": uid, "step": uid * 0 + count, "observation": seen, "uid": uid})
         count += 1
-        busy = writer._log._spare._busy
-        while busy is not None and busy.locked():
-            time.sleep(0.001)
+        writer._log._spare.making.wait()
     return count
 
 
 def test_no_append_takes_a_lock_that_is_held_or_flushes_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recollect.hot.write.growing.SEGMENT_BYTES", (1 << 20,))
     monkeypatch.setattr(writers, "FLUSH_INTERVAL_S", 0.002)
-    with rc.create_workspace("w", SCHEMA, durability="interval") as ws, ws.writer() as writer:
+    with rc.create_workspace("w", SCHEMA, durability="interval", keep=RING) as ws, ws.writer() as writer:
         _appends(writer, 1)
         writer.episode().append(observation=np.zeros(28), uid=0, next_observation=np.zeros(28))  # the first tail slots
         snapshots = python(SNAPSHOTS, str(tmp_path))
@@ -91,9 +100,9 @@ def test_no_append_takes_a_lock_that_is_held_or_flushes_a_file(tmp_path: Path, m
             lock = Recorder()
             with monkeypatch.context() as patch:
                 patch.setattr(writer._log, "lock", lock)
-                for name in WAITS:
-                    module = fcntl if name == "flock" else os
-                    patch.setattr(module, name, _recorded(name, getattr(module, name), calls))
+                for place, name in WAITS:
+                    patch.setattr(place, name, _recorded(name, getattr(place, name), calls))
+                patch.setattr(retain, "evict", _recorded("evict", evict, calls))
                 count = _appends(writer, 5)
             assert snapshots.poll() is None
         finally:
@@ -102,6 +111,8 @@ def test_no_append_takes_a_lock_that_is_held_or_flushes_a_file(tmp_path: Path, m
         assert lock.taken >= 3 * count and lock.contended == 0
         assert not [name for (name, mine) in calls if mine]
         assert calls["fdatasync", False] and calls["posix_fallocate", False] >= 3
+        ws.retainer.close()
+        assert calls["evict", False]
 
 
 APPENDS = """
@@ -131,7 +142,7 @@ os.execvp("strace", ["strace", "-f", "-qq", "-o", {str(trace)!r}, "-e",
     "trace=flock,fsync,fdatasync,msync,sync_file_range,fallocate,rename,access,faccessat,faccessat2",
     sys.executable, "-c", {APPENDS!r}])
 """
-    with rc.create_workspace("w", SCHEMA, durability="interval") as ws:
+    with rc.create_workspace("w", SCHEMA, durability="interval", keep=RING) as ws:
         child = python(tracer)
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n", child.communicate()[1]

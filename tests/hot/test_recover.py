@@ -272,9 +272,9 @@ def test_damaged_tails_are_reported_by_recovery_and_refused_later(tmp_path: Path
 
 def test_asking_whether_a_lock_is_held_does_not_look_like_holding_it(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    fd = try_lock(path)
-    assert fd is not None and is_locked(path) and lock_when_free(path) is None
-    os.close(fd)
+    lock = try_lock(path)
+    assert lock is not None and is_locked(path) and lock_when_free(path) is None
+    lock.close()
     with locked(path, 1.0, shared=True), locked(path, 1.0, shared=True):
         assert not is_locked(path)
     with (

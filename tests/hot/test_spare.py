@@ -8,7 +8,6 @@ import shutil
 import signal
 import stat
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +45,7 @@ def _until_prepared(writer: rc.Writer, episode: rc.Episode, uid: int) -> int:
     while writer._log._mark is not None:
         _append(episode, uid)
         uid += 1
-    while writer._log._spare._busy is not None and writer._log._spare._busy.locked():
-        time.sleep(0.001)
+    writer._log._spare.making.wait()
     return uid
 
 
@@ -72,9 +70,11 @@ def test_a_writer_of_few_rows_makes_no_spare() -> None:
         assert mark is not None
         while writer._log.rows < mark.rows:
             _append(episode, 0)
-        assert writer._log._spare._busy is None and not _leftovers(ws)
+        writer._log._spare.making.wait()
+        assert not _leftovers(ws)
         _append(episode, 0)
-        assert writer._log._spare._busy is not None
+        writer._log._spare.making.wait()
+        assert _leftovers(ws)
 
 
 def test_a_roll_takes_the_file_that_another_thread_made(small: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def test_a_device_batch_is_the_cpu_batch(
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
     from recollect.loader import loader as module
-    from recollect.loader.outputs import DeviceOutput
+    from recollect.loader.device import DeviceOutput
 
     options = {"batch_size": 8, "seed": 1, "ahead": ahead}
     transforms = [rc.NStep(2, gamma=0.9)]

@@ -550,7 +550,7 @@ BAD: list[tuple[dict[str, Any], type[errors.RecollectError], str]] = [
     ({"ahead": 0}, errors.ArgumentError, "ahead"),
     ({"steps": 1.5}, errors.ArgumentError, "steps"),
     ({"steps": 1, "epochs": 1}, errors.ArgumentError, "exclude"),
-    ({"output": "jax"}, errors.ArgumentError, "jax"),
+    ({"output": "tf"}, errors.ArgumentError, "tf"),
     ({"output": "numpy", "device": "cuda"}, errors.ArgumentError, "CPU"),
     ({"device": "toaster"}, errors.ArgumentError, "device"),
     ({"fields": ["nothing"]}, errors.NotFound, "nothing"),

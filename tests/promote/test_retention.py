@@ -311,6 +311,35 @@ def test_a_home_that_does_not_go_on_from_what_was_seen_stops_eviction(how: str, 
         assert _retention(ws).problem == ""
 
 
+@pytest.mark.parametrize("successor", ["none", "another", "one that was promoted too"])
+def test_a_workspace_deleted_amid_its_snapshot_leaves_nothing_to_its_successor(successor: str, tmp_path: Path) -> None:
+    ws = rc.create_workspace("w", SCHEMA)
+    with ws.writer() as writer:
+        _episodes(writer, 0, 20)
+    others: list[rc.Workspace] = []
+
+    def progress(done: int, todo: int) -> None:
+        if others:
+            return
+        rc.delete_workspace("w")
+        others.append(rc.create_workspace("w" if successor != "none" else "other", SCHEMA, keep=RING))
+        if successor == "one that was promoted too":
+            with others[0].writer() as writer:
+                _episodes(writer, 100, 20)
+            others[0].snapshot(tmp_path / "own")
+
+    done = ws.snapshot(tmp_path / "replay", tag="t", progress=progress)
+    (other,) = others
+    rows = len(rc.open_buffer(tmp_path / "replay").at("t").rows)
+    assert (done.rows_added, rows) == (rows, 20 * 30)
+    assert "was deleted" in done.note and done.evicted_rows == 0
+    assert other.home == (None if successor != "one that was promoted too" else str(tmp_path / "own"))
+    assert [t.uri for t in _retention(other).targets] == ([other.home] if other.home else [])
+    with pytest.raises(errors.NotFound, match="was deleted"):
+        ws.snapshot(tmp_path / "replay")
+    other.close()
+
+
 def test_eviction_during_a_snapshot_takes_nothing_from_it(tmp_path: Path) -> None:
     with rc.create_workspace("w", SCHEMA) as ws, ws.writer() as writer, rc.open_workspace("w") as other:
         _episodes(writer, 0, 50)

@@ -225,7 +225,7 @@ def test_a_loader_on_a_join_goes_on_bit_for_bit_at_every_batch(make: Any, growin
         mine = loader()
         for step in range(10):
             batch = next(mine)
-            if mine._cursor.takes_feedback:
+            if mine._drawing.known.takes_feedback:
                 mine.update_priorities(batch.ids, agents.rng.exponential(size=12))
             state = json.loads(json.dumps(mine.state_dict()))
             other = loader()
@@ -307,7 +307,7 @@ def test_a_join_of_one_part_draws_what_the_part_alone_draws_hot_and_cold() -> No
                 for _ in range(8):
                     batch = next(loader)
                     out.append({k: batch[k].tobytes() for k in batch} | {"ids": batch.ids.tobytes()})
-                    if loader._cursor.takes_feedback:
+                    if loader._drawing.known.takes_feedback:
                         loader.update_priorities(batch.ids, batch["reward"].astype(float) % 7)
                 return out
 

@@ -117,10 +117,8 @@ class WorkspaceMachine(RuleBasedStateMachine):
         """While this process works on a workspace, it evicts nothing: the power cuts see what the puppet flushes."""
         lock = try_lock(self.path / "evict.lock")
         assert lock is not None
-        try:
+        with lock:
             yield
-        finally:
-            os.close(lock)
 
     # -- what writers do -----------------------------------------------------------------------------------
 

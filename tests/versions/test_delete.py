@@ -148,12 +148,12 @@ def test_what_cannot_be_asked(tmp_path: Path) -> None:
     buffer = rc.open_buffer(at)
     for wrong in ({}, {"where": "uid = 1", "ids": []}, {"ids": ["x"]}, {"ids": "1:1"}, {"where": "uid ="}):
         with pytest.raises(errors.ArgumentError):
-            buffer.delete(**wrong, reason="r")  # type: ignore[arg-type]
+            buffer.delete(**wrong, reason="r")
     with pytest.raises(errors.ArgumentError, match="reason"):
         buffer.delete(where="uid = 1", reason=" ")
     for nothing in ({"where": "nobody = 1"}, {"episodes": ["nobody"]}):
         with pytest.raises(errors.NotFound):
-            buffer.delete(**nothing, reason="r")  # type: ignore[arg-type]
+            buffer.delete(**nothing, reason="r")
     assert len(buffer.versions()) == 1
 
 

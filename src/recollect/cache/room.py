@@ -8,7 +8,6 @@ is counted until then.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import threading
@@ -21,7 +20,7 @@ from typing import Any
 from recollect.cache.blockfile import DATA, LOCK, USED, read_state
 from recollect.cache.budget import VARIABLE, budget_bytes
 from recollect.errors import ConflictError, CorruptionError, DiskFull
-from recollect.hot.format.files import locked, try_lock
+from recollect.hot.format.files import FileLock, locked, try_lock
 
 NEEDED = "needed"
 """In a `.part`: the bytes that the block is expected to take, counted from the beginning."""
@@ -177,9 +176,9 @@ class Room:
     def sweep(self, *, but: Path | None = None) -> None:
         """Removes what processes that died, or let go of a removed block, left behind."""
         for part in self._names(lambda n: n.endswith(".part")):
-            if part != but and (fd := _take(part.with_suffix(".lock"))) is not None:
+            if part != but and (held := _take(part.with_suffix(".lock"))) is not None:
                 shutil.rmtree(part, ignore_errors=True)
-                _let_go(part.with_suffix(".lock"), fd)
+                _let_go(part.with_suffix(".lock"), held)
         for path in self._names(lambda n: n.startswith(".gone-")):
             if not in_use(path):
                 shutil.rmtree(path, ignore_errors=True)
@@ -238,7 +237,7 @@ def decoding(path: Path) -> Iterator[int]:
     """
     lock = lock_of(path)
     pause = 0.001
-    while (fd := _take(lock)) is None:
+    while (held := _take(lock)) is None:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - lock.stat().st_mtime > STALLED_S:
                 raise ConflictError(
@@ -248,10 +247,10 @@ def decoding(path: Path) -> Iterator[int]:
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
     try:
-        os.utime(fd)
-        yield fd
+        os.utime(held.fd)
+        yield held.fd
     finally:
-        _let_go(lock, fd)
+        _let_go(lock, held)
 
 
 def _make(part: Path, needed: int) -> None:
@@ -295,19 +294,12 @@ def remove(path: Path, *, although_used: bool) -> bool | None:
 def _alone(path: Path) -> Iterator[bool]:
     """Holds a block's lock exclusively, or gives False: somebody uses it."""
     try:
-        fd = os.open(path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        lock = FileLock(path / LOCK, os.O_RDONLY)
     except FileNotFoundError:
         yield True
         return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        got = True
-    except BlockingIOError:
-        got = False
-    try:
-        yield got
-    finally:
-        os.close(fd)
+    with lock:
+        yield lock.take()
 
 
 def in_use(path: Path) -> bool:
@@ -316,24 +308,24 @@ def in_use(path: Path) -> bool:
         return not alone
 
 
-def _take(lock: Path) -> int | None:
-    """The lock's descriptor, or None while another holds it or just removed it."""
-    fd = try_lock(lock)
-    if fd is None:
+def _take(lock: Path) -> FileLock | None:
+    """The lock, or None while another holds it or just removed it."""
+    held = try_lock(lock)
+    if held is None:
         return None
     try:
-        if os.path.samestat(os.fstat(fd), lock.stat()):
-            return fd
+        if os.path.samestat(os.fstat(held.fd), lock.stat()):
+            return held
     except FileNotFoundError:
         pass
-    os.close(fd)
+    held.close()
     return None
 
 
-def _let_go(lock: Path, fd: int) -> None:
+def _let_go(lock: Path, held: FileLock) -> None:
     """Removes a lock's file while it is held: those who wait for it see that it is another's."""
     lock.unlink(missing_ok=True)
-    os.close(fd)
+    held.close()
 
 
 def _size_of(path: Path) -> Held | None:

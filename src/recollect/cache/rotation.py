@@ -21,6 +21,7 @@ from recollect.cache.spans import Span, live_pieces, place_rows
 from recollect.cold.arrow import decode
 from recollect.cold.fragments import read_rows
 from recollect.errors import ArgumentError, DiskFull
+from recollect.records.along import without_beheaded
 from recollect.records.block import Block
 from recollect.records.heads import deepest_stack
 from recollect.records.joined import Part, join_views
@@ -73,11 +74,16 @@ class Rotation:
     def schema(self) -> Schema:
         return self.version.layout.schema
 
-    def bind(self, *, seed: int, batch_size: int, reach: int) -> BoundRotation:
+    def bind(
+        self, *, seed: int, batch_size: int, reach: int, depth: int = 1, stack: int = 1, epochs: int | None = None
+    ) -> BoundRotation:
         """The source of views for one loader. Reads the system columns of every row.
 
         Args:
             reach: steps after an anchor that its windows hold.
+            depth: steps up to an anchor that are read, itself included, where that is more than the schema's stacks.
+            stack: steps of its deepest stack, all of which must be there.
+            epochs: every row has exactly so many turns; endless, and about `reuse` draws a turn, when None.
 
         Raises:
             DiskFull: `resident_bytes` has no room for one block and the spare ones.
@@ -91,7 +97,11 @@ class Rotation:
                 f"{self.resident_bytes:,} were given",
                 remedy=f"Give it {(1 + SPARE) * largest:,} bytes or more: RECOLLECT_CACHE_BYTES, or resident_bytes=",
             )
-        return BoundRotation(self.version, seed, batch_size, reach, resident, self.reuse)
+        if epochs is None:
+            return BoundRotation(self.version, seed, batch_size, reach, depth, stack, resident, self.reuse)
+        from recollect.cache.passes import Passes
+
+        return Passes(self.version, seed, batch_size, reach, depth, stack, resident, epochs)
 
 
 class BoundRotation:
@@ -101,9 +111,19 @@ class BoundRotation:
     would be if all were resident, and no row that would not be.
     """
 
-    def __init__(self, version: Version, seed: int, batch_size: int, reach: int, resident: int, reuse: float) -> None:
-        self._version, self._batch = version, batch_size
-        layout, depth = version.layout, deepest_stack(version.layout.schema)
+    def __init__(
+        self,
+        version: Version,
+        seed: int,
+        batch_size: int,
+        reach: int,
+        depth: int,
+        stack: int,
+        resident: int,
+        reuse: float,
+    ) -> None:
+        self._version, self._batch, self._stack = version, batch_size, stack
+        layout, depth = version.layout, max(depth, deepest_stack(version.layout.schema))
         self._summaries: list[Summary] = [
             summarize(span, version.live[span.index], layout, reach + 1, depth) for span in version.spans
         ]
@@ -129,10 +149,12 @@ class BoundRotation:
 
     def at(self, step: int) -> View:
         """The view that batch `step` is drawn from. The next block is decoded while batches are drawn from this one."""
-        turn = self._schedule.turn_of(step)
+        return self._go_to(self._schedule.turn_of(step))
+
+    def _go_to(self, turn: int) -> View:
         if turn == self._turn and self._view is not None:
             return self._view
-        units = self._schedule.resident_at(turn)
+        units = self._coming(turn)
         if self._view is not None and set(units) == set(self._parts):
             self._turn = turn
             return self._view
@@ -145,14 +167,19 @@ class BoundRotation:
         # In the order of the buffer, so that a view depends on which blocks it has, not on when they came.
         chosen = sorted(self._parts)
         extents = tuple(e for u in chosen for e in self._summaries[self._units[u]].extents)
-        self._view = join_views([self._parts[u] for u in chosen], Cut(extents, self.cut.facts), self._version.name)
+        joined = join_views([self._parts[u] for u in chosen], Cut(extents, self.cut.facts), self._version.name)
+        self._view = without_beheaded(joined, self._stack)
         self._known[turn] = self._view
         self._turn = turn
         self._look_ahead(turn)
         return self._view
 
+    def _coming(self, turn: int) -> tuple[int, ...]:
+        """The blocks of a turn."""
+        return self._schedule.resident_at(turn)
+
     def _look_ahead(self, turn: int) -> None:
-        coming = [u for u in self._schedule.resident_at(turn + 1) if u not in self._parts]
+        coming = [u for u in self._coming(turn + 1) if u not in self._parts]
         if coming and self._next is None:
             self._next = (coming[0], self._pool.submit(self._load, coming[0]))
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from recollect.samplers.streams import Stream
 
-_ROTATE = 7
+ROTATE = 7
 """The stream that orders blocks; samplers draw from others."""
 
 
@@ -67,4 +67,4 @@ class Schedule:
         return np.concatenate([head[~late], head[late], last])
 
     def _random(self, epoch: int) -> NDArray[np.int64]:
-        return Stream(self.seed, _ROTATE, epoch).permutation(0, self.units, self.units)
+        return Stream(self.seed, ROTATE, epoch).permutation(0, self.units, self.units)

@@ -1,8 +1,9 @@
 """Cleanup: old versions and what only they hold, and the leftovers of promotions that did not land.
 
-One branch is cleaned up at a time. Kept in any case: its newest version, the one that the newest snapshot or column made
-where no deletion came after it, what a tag or a pin names, what another branch began with, and whatever was staged less
-than `STAGED_S` ago. Data files that no version names are lance's to judge, which spares them for seven days.
+One branch is cleaned up at a time. Kept in any case: its newest version, the one that the newest snapshot or column
+made where no deletion came after it, what a tag or a pin names, what another branch began with, and whatever was
+staged less than `STAGED_S` ago. Data files that no version names are lance's to judge, which spares them for seven
+days.
 
 A promotion that was stopped for longer must not land on what was removed. It commits on exactly the version it read,
 and checks the age of what it staged after it read it. So a cleanup that finds something to remove commits once itself,

@@ -1,9 +1,10 @@
 """Compaction: many small fragments into few, without touching what is large.
 
 A row is rewritten only into a fragment that is at least `GROWTH` times as large as the one it was in, or full, or
-where rows beside it were deleted, which leave with the old file. So no row is otherwise rewritten more than `log(full / first size) / log(GROWTH)` times, and a snapshot of 1% does not make the other
-99% be written, read and decoded anew. Rows keep their order: a group's fragments lie side by side, and the new ones
-take the last of their numbers, since lance orders fragments by number (design/0016).
+where rows beside it were deleted, which leave with the old file. So no row is otherwise rewritten more than `log(full
+/ first size) / log(GROWTH)` times, and a snapshot of 1% does not make the other 99% be written, read and decoded
+anew. Rows keep their order: a group's fragments lie side by side, and the new ones take the last of their numbers,
+since lance orders fragments by number (design/0016).
 """
 
 from __future__ import annotations

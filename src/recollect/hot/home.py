@@ -34,6 +34,7 @@ from recollect.errors import (
     WriterError,
 )
 from recollect.hot.format.files import (
+    ABSENT,
     create_exclusive,
     is_locked,
     locked,
@@ -45,7 +46,8 @@ from recollect.hot.format.files import (
     writers_folders,
 )
 from recollect.hot.format.layouts import Layouts
-from recollect.hot.format.notes import pack, unpack
+from recollect.hot.format.notes import pack, read
+from recollect.hot.format.targets import change_home
 from recollect.hot.keep import Keep
 from recollect.hot.write.growing import GATE, GATE_WAIT_S, Durability
 from recollect.schema import Change, Schema
@@ -56,6 +58,10 @@ _DESCRIBED = {"format", "id", "name", "durability", "keep", "created_ns"}
 GATES = 1000
 """How often a workspace may be deleted under the hands of whoever creates or deletes it."""
 _DAMAGED = "Restore it from a backup, or delete the workspace"
+_OURS = re.compile(
+    r"log|targets|owner|evict\.lock|(catalog|text)\.sqlite.*|\.?(workspace|home|evicted|schema(\.\d+)?)\.json.*"
+)
+"""What lies in a workspace's folder, with what writing it may leave behind."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
 
@@ -70,7 +76,8 @@ def workspace_path(name: str | os.PathLike[str]) -> Path:
     Raises:
         ArgumentError: a name that is no name, or a location that is not local.
     """
-    text = os.fspath(name)
+    if not isinstance(name, str | os.PathLike) or not isinstance(text := os.fspath(name), str):
+        raise ArgumentError("a workspace is named by text or a path", value=name)
     if "://" in text:
         scheme, _, rest = text.partition("://")
         if scheme != "file":
@@ -99,19 +106,26 @@ class Description:
     created_ns: int
 
 
-def create(path: Path, name: str, durability: Durability, kept: Keep, schema: Schema | None = None) -> Description:
-    """Makes a workspace. `workspace.json` comes last: whoever finds it finds the schema too.
+def create(
+    path: Path, name: str, durability: Durability, kept: Keep, schema: Schema | None = None, home: str | None = None
+) -> Description:
+    """Makes a workspace. `workspace.json` comes last: whoever finds it finds the schema and the home buffer too.
 
     Of those that create it at a time, one at a time looks for it, so that the schema is the winner's.
 
     Raises:
-        AlreadyExists: there is one.
+        AlreadyExists: there is one, or the folder holds something else.
         SchemaMismatch, CorruptionError: the folder holds logs without a description, of another schema or of none.
         ArgumentError, StoreError: an unknown durability; the folder cannot be made.
     """
     if durability not in DURABILITIES:
         raise ArgumentError("unknown durability", value=durability, remedy=f"One of {', '.join(DURABILITIES)}")
     with os_errors("creating workspace", path):
+        if foreign := _foreign(path):
+            raise AlreadyExists(
+                f"{str(path)!r} is no workspace, and it is not empty: it holds {foreign!r}",
+                remedy="Choose a folder that is empty or not there yet",
+            )
         make_folder(path)
         refuse_network_file_system(path)
         data = {
@@ -124,11 +138,24 @@ def create(path: Path, name: str, durability: Durability, kept: Keep, schema: Sc
         }
         with _gate(path):
             taken = (path / "workspace.json").exists()
-            if not taken and schema is not None:
-                _begin_with(path, schema)
+            if not taken:
+                if schema is not None:
+                    _begin_with(path, schema)
+                if home is not None:
+                    change_home(path, home)
+                elif not _has_logs(path):
+                    (path / "home.json").unlink(missing_ok=True)  # of a creator that died
             if taken or not create_exclusive(path / "workspace.json", pack(data)):
                 raise AlreadyExists(f"workspace {name!r} exists", remedy="Open it, or choose another name")
     return describe(path)
+
+
+def _foreign(path: Path) -> str | None:
+    """The name of something in a folder that is no part of a workspace; None where there is nothing such."""
+    try:
+        return min((entry.name for entry in os.scandir(path) if not _OURS.fullmatch(entry.name)), default=None)
+    except FileNotFoundError:
+        return None
 
 
 def _begin_with(path: Path, schema: Schema) -> None:
@@ -141,10 +168,22 @@ def _begin_with(path: Path, schema: Schema) -> None:
 
 
 def describe(path: Path) -> Description:
-    """Raises NotFound where there is no workspace."""
+    """What a workspace's folder says of it.
+
+    Raises:
+        NotFound: there is no workspace.
+        CorruptionError: what is there is damaged, of another release, or missing though logs are there.
+        StoreError: it cannot be read.
+    """
     try:
-        data = unpack((path / "workspace.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+        data = read(path / "workspace.json")
+    except ABSENT:
+        if _has_logs(path):
+            raise CorruptionError(
+                f"workspace {str(path)!r} is damaged: workspace.json is missing, but logs are there",
+                remedy="Restore it from a backup, or create the workspace again with the same schema, durability and "
+                "keep: it goes on with these logs",
+            ) from None
         raise NotFound(
             f"no workspace at {str(path)!r}", remedy=f"Create it: recollect workspace create {path.name}"
         ) from None
@@ -159,7 +198,8 @@ def describe(path: Path) -> Description:
     except (ArgumentError, TypeError) as e:
         raise CorruptionError(f"{str(path / 'workspace.json')!r} is damaged: {e}", remedy=_DAMAGED) from None
     durability = cast(Durability, data["durability"])
-    return Description(data["id"], data["name"], path, durability, kept, int(data["created_ns"]))
+    name = data["name"] if (path / "owner").exists() else path.name  # it may have been copied or renamed since
+    return Description(data["id"], name, path, durability, kept, int(data["created_ns"]))
 
 
 @contextlib.contextmanager
@@ -171,8 +211,8 @@ def _gate(path: Path) -> Iterator[None]:
         for attempt in range(GATES):
             try:
                 make_folder(gate.parent)
-                fd = stack.enter_context(locked(gate, GATE_WAIT_S))
-                if os.path.samestat(os.fstat(fd), gate.stat()):
+                lock = stack.enter_context(locked(gate, GATE_WAIT_S))
+                if os.path.samestat(os.fstat(lock.fd), gate.stat()):
                     break
             except FileNotFoundError:
                 if attempt + 1 == GATES:
@@ -212,7 +252,7 @@ def change_keep(path: Path, kept: Keep) -> None:
     """Makes `kept` what the workspace keeps; every process goes by it from its next eviction on."""
     describe(path)
     with os_errors("writing", path / "workspace.json"):
-        data = unpack((path / "workspace.json").read_bytes())
+        data = read(path / "workspace.json")
         replace_file(path / "workspace.json", pack({**data, "keep": kept.to_dict()}))
 
 
@@ -266,13 +306,14 @@ def read_version(path: Path, version: int) -> Schema | None:
 
     Raises:
         CorruptionError: the file is damaged.
+        StoreError: it cannot be read.
     """
     file = _schema_file(path, version)
     if not os.path.exists(file):  # noqa: PTH110 - asked at every refresh
         return None
     try:
-        return Schema.from_dict(unpack(Path(file).read_bytes()))
-    except FileNotFoundError:
+        return Schema.from_dict(read(Path(file)))
+    except ABSENT:
         return None  # the workspace was deleted meanwhile
     except (ValueError, AttributeError) as e:
         raise CorruptionError(f"{file!r} is damaged: {e}", remedy=_DAMAGED) from None
@@ -307,7 +348,8 @@ def _newest(path: Path) -> tuple[int, Schema | None]:
 
 
 def _has_logs(path: Path) -> bool:
-    return any(next(folder.glob("*.seg"), None) is not None for folder in writers_folders(path / "log"))
+    with os_errors("reading", path):
+        return any(next(folder.glob("*.seg"), None) is not None for folder in writers_folders(path / "log"))
 
 
 def _schema_file(path: Path, version: int) -> str:
@@ -323,7 +365,9 @@ def list_workspaces() -> list[Path]:
     folder = home_folder() / "workspaces"
     if not folder.is_dir():
         return []
-    return [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and (p / "workspace.json").exists()]
+    with os_errors("reading", folder):
+        found = sorted(folder.iterdir())
+    return [p for p in found if not p.name.startswith(".") and (p / "workspace.json").exists()]
 
 
 def live_writers(path: Path) -> list[int]:
@@ -337,9 +381,14 @@ def delete(path: Path) -> None:
     Raises:
         NotFound: no such workspace.
         WriterError: an agent is writing to it.
+        StoreError: something else lies in its folder, or it cannot be removed.
     """
     if not (path / "workspace.json").exists():
         describe(path)
+    if foreign := _foreign(path):
+        raise StoreError(
+            f"{foreign!r} in {str(path)!r} is no part of the workspace", remedy="Move it elsewhere, then delete again"
+        )
     grave = path.with_name(f".{path.name}.deleted.{uuid.uuid4().hex[:8]}")
     with os_errors("deleting workspace", path):
         with _gate(path):
@@ -348,7 +397,7 @@ def delete(path: Path) -> None:
             alive = live_writers(path)
             if alive:
                 raise WriterError(
-                    f"workspace {path.name!r} has {len(alive)} live writers",
+                    f"workspace {path.name!r} has {len(alive)} live writer{'s' if len(alive) > 1 else ''}",
                     remedy="Stop the agents that write to it first",
                 )
             path.rename(grave)

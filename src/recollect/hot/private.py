@@ -44,22 +44,16 @@ class PrivateFolder:
             lock = try_lock(new / "owner")
             assert lock is not None, "nobody else knows this name"
             new.rename(self.path)
-        self._lock, self._pid = lock, os.getpid()
+        self._lock = lock
         _owned.add(self)
 
     def remove(self) -> None:
         """Removes the folder. Maps of its files stay valid. A forked child leaves it to its parent."""
-        if self._lock < 0 or os.getpid() != self._pid:
+        _owned.discard(self)
+        if self._lock.fd < 0:
             return
         shutil.rmtree(self.path, ignore_errors=True)
-        _owned.discard(self)
-        self._forget()
-
-    def _forget(self) -> None:
-        """Gives up the lock; in a forked child, so that it does not keep it after the parent's death."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.close()
 
 
 def sweep(parent: Path) -> None:
@@ -69,7 +63,7 @@ def sweep(parent: Path) -> None:
             lock = None if folder.name.startswith(".") else try_lock(folder / "owner")
             if lock is not None:
                 shutil.rmtree(folder, ignore_errors=True)
-                os.close(lock)
+                lock.close()
 
 
 def _parent(room_bytes: int) -> Path:
@@ -86,10 +80,4 @@ def _remove_all() -> None:
         folder.remove()
 
 
-def _after_fork() -> None:
-    for folder in list(_owned):
-        folder._forget()
-
-
 atexit.register(_remove_all)
-os.register_at_fork(after_in_child=_after_fork)

@@ -2,5 +2,6 @@
 
 from recollect.loader.batch import Batch
 from recollect.loader.loader import Loader
+from recollect.loader.rate import RateLimit
 
-__all__ = ["Batch", "Loader"]
+__all__ = ["Batch", "Loader", "RateLimit"]

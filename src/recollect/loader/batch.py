@@ -26,7 +26,7 @@ class Chunk:
     Args:
         draw: what was drawn; `reads` where it lay.
         sizes: rows of each batch.
-        rows: where they were gathered from; `ready` the gathered bytes, on the device where they are wanted.
+        rows: where they were gathered from; `arena` the gathered bytes.
         made: arrays that transforms changed or added, `[rows, ...]`, in place of those in the arena.
         each: arrays that differ in shape from batch to batch: one per batch.
         lists: text and JSON fields: one list per batch.
@@ -41,7 +41,7 @@ class Chunk:
         plan: GatherPlan,
         output: Output,
         rows: PackedRows,
-        ready: Any,
+        arena: Any,
         made: Mapping[str, NDArray[Any]],
         each: Mapping[str, list[NDArray[Any]]],
         lists: Mapping[str, list[list[Any]]],
@@ -52,7 +52,8 @@ class Chunk:
         self.count = len(sizes)
         """Batches that may be handed out; fewer than were gathered once the view changes."""
         self._draw, self._reads, self._plan, self._output = draw, reads, plan, output
-        self._rows, self._ready, self._made, self._each = rows, ready, made, each
+        self._rows, self._arena, self._made, self._each = rows, arena, made, each
+        self._is_finished = False
         self._late: dict[str, NDArray[Any]] | None = None
         self.arrays: dict[str, list[Any]] = {}
         """Those that were asked for already."""
@@ -63,7 +64,7 @@ class Chunk:
         yield from (n for n in self._made if n not in self._plan.index)
         yield from self._each
         yield from ("step_index", "is_first")
-        if self._plan.layout.schema.observations:
+        if self._plan.layout.schema.observations and "/valid/next_observation" not in self._made:
             yield "/valid/next_observation"
 
     def get(self, name: str, k: int) -> Any:
@@ -78,14 +79,18 @@ class Chunk:
         return arrays[k]
 
     def _make(self, name: str) -> list[Any]:
-        output, made = self._output, self._made.get(name)
+        output = self._output
+        if not self._is_finished:
+            self._finish()
+        made = self._made.get(name)
         if made is not None:
-            return output.from_host(made, self.sizes)
+            of_keys = name in ("/weight", "/probability")
+            return output.from_host(made, [s // self.length for s in self.sizes] if of_keys else self.sizes)
         rows = len(self._reads.anchors)
         at = self._plan.index.get(name)
         if at is not None:
             offset = self._plan.sized(rows)[1][at]
-            return output.split(self._ready, self._plan.targets[at], offset, rows, self.sizes)
+            return output.split(self._arena, self._plan.targets[at], offset, rows, self.sizes)
         if name in self._each:
             return [output.from_host(a, [len(a)])[0] for a in self._each[name]]
         if name == "is_first":
@@ -96,9 +101,25 @@ class Chunk:
             return output.from_host(self._reads.following >= 0, self.sizes)
         if name == "/mask":
             return output.from_host(self._reads.anchors >= 0, self.sizes)
+        return output.from_host(self._of_keys(name), [size // self.length for size in self.sizes])
+
+    def _finish(self) -> None:
+        """Brings what was gathered to where it is wanted, on the consumer's thread, when it is first asked for."""
+        size = self._plan.sized(len(self._reads.anchors))[2]
+        made: dict[str, NDArray[Any]] = dict(self._made)
+        if self._output.is_far:
+            made["/weight"], made["/probability"] = self._of_keys("/weight"), self._of_keys("/probability")
+            made["/valid/next_observation"] = self._reads.following >= 0
+            if self.is_sequence:
+                made["/mask"] = self._reads.anchors >= 0
+        self._arena, self._made = self._output.finish(self._arena, size, made)
+        self._is_finished = True
+
+    def _of_keys(self, name: str) -> NDArray[np.float32]:
+        """Weights or probabilities `[keys]`."""
+        rows = len(self._reads.anchors)
         value = {"/weight": self._draw.weight, "/probability": self._draw.probability}[name]
-        whole = np.broadcast_to(value, self._draw.keys.shape).reshape(-1)[: rows // self.length].astype(np.float32)
-        return output.from_host(whole, [size // self.length for size in self.sizes])
+        return np.broadcast_to(value, self._draw.keys.shape).reshape(-1)[: rows // self.length].astype(np.float32)
 
     def _system(self) -> dict[str, NDArray[Any]]:
         """Ids and step numbers, read by a gather of their own when somebody asks: most training steps never do."""
@@ -213,6 +234,19 @@ class Batch(Generic[T]):
     def lengths(self) -> Mapping[str, T]:
         """Name → `[B]` int64 for ragged fields."""
         return self._group("/lengths/")
+
+    def to_tensordict(self) -> Any:
+        """The batch as a `tensordict.TensorDict` of batch size `[B]`, or `[B, T]`, over the same memory: fields under
+        their names, nested ones nested, and `ids` `[B, 2]` int64 (writer, seq), `weight`, `probability`, `mask`,
+        `valid`, `lengths`. Text and JSON stay outside.
+
+        Raises:
+            MissingDependency: tensordict is not installed.
+            ArgumentError: the batch does not hold torch tensors.
+        """
+        from recollect.loader.tensordicts import to_tensordict
+
+        return to_tensordict(self)
 
     def _group(self, prefix: str) -> dict[str, T]:
         names = [n for n in self._chunk.names() if n.startswith(prefix)]

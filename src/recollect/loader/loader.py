@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections import deque
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from recollect.errors import ArgumentError
-from recollect.loader.batch import Batch, Chunk
+from recollect.loader import state as states
+from recollect.loader.batch import Batch
+from recollect.loader.drawing import Drawing, Drawn
+from recollect.loader.gather import Gatherer, packed_rows
+from recollect.loader.options import Exchange, Options
 from recollect.loader.outputs import Kind, choose
-from recollect.loader.plan import BatchPlan
-from recollect.loader.undelivered import draw_from, draw_state
-from recollect.records.join import earlier_view
-from recollect.records.rows import PackedRows
-from recollect.samplers import Choose, Cursor, Draw, Receipt, Sampler, Uniform, as_sampler, bound, feedback_of, steps_of
-from recollect.transforms import NStep, Transform
-from recollect.view import Cut, GrowingSource, Ids, Slots, Source, UnboundSource, View
-
-STATE_FORMAT = 2
-CHUNK_BYTES = 1 << 20
-MAX_CHUNK = 64
+from recollect.loader.plan import deepest, resident_reach
+from recollect.loader.rate import RateLimit
+from recollect.loader.waiting import Clock
+from recollect.samplers import Choose, Receipt, Sampler, Uniform, as_sampler, feedback_of
+from recollect.transforms import Transform
+from recollect.view import GrowingSource, Ids, Source, UnboundSource, View, make_ids
 
 
 class Loader:
@@ -49,6 +50,13 @@ class Loader:
     - A field that became optional is in `batch.valid` from then on.
     - A new field with the role discount counts in `NStep` from then on. Give it the default 1: a null is NaN there.
 
+    Ranks of a distributed run each make a loader with the same arguments but `rank`. All make the same draws, of
+    `batch_size` rows, and rank r takes the rows `r::world_size` of each: together they hold what one loader would, and
+    a state that any of them gave goes on under any `world_size`. With priorities every rank must see every update, so
+    that `update_priorities` is called by all at once and uses `exchange`.
+
+    A `next` that raises, whatever the reason, delivered nothing: the following one delivers the batch that was due.
+
     Args:
         source: the view to draw from, or a source of growing ones, which belongs to this loader from now on; or a
             rotation (`buffer.rotate()`), which any number of loaders may draw from.
@@ -58,18 +66,29 @@ class Loader:
         seed: with the cut and the sampler it decides every draw.
         transforms: applied in order.
         fields: names to read, dotted for nested ones; None is every field of fixed shape that the view has.
-        device: torch device; the CPU when None.
+        next_fields: observations of which the next one is read too, as `next_<name>`; None is all that are read.
+        device: torch device, or jax platform; the CPU when None.
         lag: batches that are drawn ahead of the one returned.
         steps: stop after so many batches; endless when neither `steps` nor `epochs` is given.
         epochs: visit every drawable row so many times, an epoch's last batch short. Only with `Uniform`. One pass over
-            the loader makes all of them; make a new loader, or `epochs=3`, for more.
-        output: `"torch"` or `"numpy"`; torch when it is installed.
+            the loader makes all of them; make a new loader, or `epochs=3`, for more. Of a rotation, the last batch of
+            each turn is short: a turn visits the rows of its blocks once.
+        min_rows: wait until so many rows can be drawn. A growing source may begin with none then.
+        timeout_s: how long to wait for them before `next` raises WaitTimeout.
+        rate: how often a row may be drawn for each row that came; `next` waits for rows. Only with `ws.live()`.
+        rank: which slice of each batch this loader takes, of `world_size`.
+        exchange: `exchange(ids, signals)` gives the pairs of all ranks in their order, such as
+            `torch.distributed.all_gather_object` does. A sampler that takes priorities needs it from two ranks on.
+        output: `"torch"`, `"numpy"`, `"jax"` (the same memory through DLPack), or `"tensordict"`: batches are
+            TensorDicts, see `Batch.to_tensordict`. Torch when it is installed, else numpy.
         ahead: most batches gathered at a time; chosen by their size when None. 1 gathers one at a time.
+        threads: gather so many draws in the background. Draws are made by the calling thread all the same, so that
+            nothing but the time depends on it; 0 gathers inside `next`.
 
     Raises:
         ArgumentError: a size out of range, options that exclude each other, or nothing to draw.
         NotFound: a field that the schema lacks.
-        MissingDependency: torch was asked for and is not installed.
+        MissingDependency: the package of an output is not installed.
     """
 
     def __init__(
@@ -81,169 +100,122 @@ class Loader:
         seed: int,
         transforms: Sequence[Transform] = (),
         fields: Sequence[str] | None = None,
+        next_fields: Sequence[str] | None = None,
         device: str | None = None,
         lag: int = 2,
         steps: int | None = None,
         epochs: int | None = None,
+        min_rows: int | None = None,
+        timeout_s: float = 60.0,
+        rate: RateLimit | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        exchange: Exchange | None = None,
         output: Kind | None = None,
         ahead: int | None = None,
+        threads: int = 0,
     ) -> None:
-        for name, value, least in (("batch_size", batch_size, 1), ("lag", lag, 0), ("seed", seed, 0)):
-            if not isinstance(value, int) or value < least:
-                raise ArgumentError(f"{name} is a whole number of at least {least}", value=value)
-        for name, limit in (("steps", steps), ("epochs", epochs), ("ahead", ahead)):
-            if limit is not None and (not isinstance(limit, int) or limit < 1):
-                raise ArgumentError(f"{name} is a whole number of at least 1", value=limit)
-        if isinstance(fields, str):
-            raise ArgumentError("fields is a list of names", value=fields, remedy=f"Pass fields=[{fields!r}]")
-        if steps is not None and epochs is not None:
-            raise ArgumentError("steps and epochs exclude each other")
-        transforms = _checked(transforms)
-        if not hasattr(source, "at"):
-            if not hasattr(source, "bind"):
-                raise _no_source(source)
-            reach = max((t.reach for t in transforms), default=0)
-            source = source.bind(seed=seed, batch_size=batch_size, reach=reach)
-        self._source = None if isinstance(source, View) else _growing(source, epochs)
-        view = source.at(0)
-        self._segments: list[tuple[int, View]] = [(0, view)]
-        self._segment = 0
+        options = Options(
+            batch_size=batch_size,
+            seed=seed,
+            transforms=transforms,
+            fields=None if fields is None else tuple(fields) if not isinstance(fields, str) else fields,
+            next_fields=next_fields,
+            lag=lag,
+            steps=steps,
+            epochs=epochs,
+            min_rows=min_rows,
+            timeout_s=timeout_s,
+            rate=rate,
+            rank=rank,
+            world_size=world_size,
+            exchange=exchange,
+            ahead=ahead,
+            threads=threads,
+        )
+        self._options = options
         self.sampler: Sampler = Uniform() if sampler is None else as_sampler(sampler)
         self.batch_size, self.seed, self.lag, self.epochs = batch_size, seed, lag, epochs
-        self._fields = None if fields is None else tuple(fields)
-        self._plan = BatchPlan.of(_packed(view).layout, self._fields, transforms)
-        self._output = choose(output, device)
-        self._cursor = self._bind(view, None)
-        if epochs is not None:
-            steps = int(self._cursor.steps)  # type: ignore[attr-defined]
-        self.steps = steps
-        bytes_ = max(1, self._plan.row_bytes * batch_size)
-        most = 4 if self._plan.heap else MAX_CHUNK  # variable sizes are not known before they are read
-        self._ahead = 1 if self._cursor.is_stateful else ahead or max(1, min(most, CHUNK_BYTES // bytes_))
+        growing, lives = _growing(source, options)
+        view = source if isinstance(source, View) else growing.at(0)  # type: ignore[union-attr]
+        self._drawing = Drawing(growing, view, self.sampler, options, lives=lives)
+        cursor = self._drawing.cursor
+        if world_size > 1 and exchange is None and cursor is not None and cursor.takes_feedback:
+            raise ArgumentError(
+                f"{self.sampler} takes priorities, which every rank must see",
+                value=world_size,
+                remedy="Pass exchange=, which gives every rank the ids and signals of all",
+            )
+        self.steps = steps if epochs is None or growing is not None else int(cursor.steps)  # type: ignore[union-attr]
+        self._gather = Gatherer(choose(output, device), seed, rank, world_size)
+        self._as_tensordict = output == "tensordict"
         self._delivered = 0
-        self._queue: deque[tuple[Draw, View]] = deque()
-        self._chunk: Chunk | None = None
+        self._clock = Clock()
+        self._pool: ThreadPoolExecutor | None = None
+        if threads:
+            self._drawing.submit = self._submit
         self._closed = False
 
     @property
     def view(self) -> View:
         """The view that the newest draw came from."""
-        return self._segments[self._segment][1]
-
-    def _bind(self, view: View, state: Mapping[str, Any] | None) -> Cursor:
-        if self.epochs is None:
-            return bound(self.sampler, view, self.seed, state)
-        if not isinstance(self.sampler, Uniform):
-            raise ArgumentError("epochs= goes with Uniform only", value=self.sampler, remedy="Use steps=")
-        return self.sampler.bind_epochs(view, self.seed, self.batch_size, self.epochs)
-
-    def _turn_to(self, step: int) -> None:
-        """Makes the cursor draw from the view that batch `step` belongs to."""
-        while self._segment + 1 < len(self._segments) and self._segments[self._segment + 1][0] <= step:
-            self._segment += 1
-            self._cursor.grow(self.view)
+        return self._drawing.view
 
     # -- batches -------------------------------------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[Batch[Any]]:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> Batch[Any]:
+    def __next__(self) -> Any:
+        entered = time.perf_counter()
         step = self._delivered
         if self._closed:
             raise ArgumentError("the loader is closed")
         if self.steps is not None and step >= self.steps:
             raise StopIteration
-        if self._cursor.is_stateful or self._source is not None:
-            batch = self._next_drawn()
-        else:
-            chunk = self._chunk
-            if chunk is None or step >= chunk.step + chunk.count:
-                chunk = self._chunk = self._next_chunk(step)
-            batch = Batch(chunk, step - chunk.step)
-        self._delivered = step + 1
-        return batch
+        drawing = self._drawing
+        queue = drawing.queue
+        while queue and queue[0].stop <= step:
+            queue.popleft()
+        if not queue or not drawing.is_ahead or self._pool is not None:
+            drawing.fill(step, self.steps)
+        if not drawing.queue:
+            raise StopIteration
+        drawn = drawing.queue[0]
+        chunk = drawn.chunk
+        if chunk is None:
+            chunk = drawn.chunk = self._take_from(drawn)
+        batch: Any = Batch(chunk, step - chunk.step)
+        if self._as_tensordict:
+            batch = batch.to_tensordict()
+        self._clock.count(entered)
+        try:
+            self._delivered = step + 1
+            return batch
+        except BaseException:  # Ctrl-C between the two
+            self._delivered = step
+            raise
 
-    def _next_chunk(self, step: int) -> Chunk:
-        """Several batches from `step` on, not past a change of view nor the last step."""
-        self._turn_to(step)
-        count = self._ahead
-        if self.steps is not None:
-            count = min(count, self.steps - step)
-        if self._segment + 1 < len(self._segments):
-            count = min(count, self._segments[self._segment + 1][0] - step)
-        return self._gather(self._cursor.draw(step, self.batch_size, count), self.view)
+    def take(self, n: int) -> Iterator[Any]:
+        """The next `n` batches, fewer where the loader ends. What is not taken of them comes later."""
+        if not isinstance(n, int) or n < 0:
+            raise ArgumentError("n is a whole number of at least 0", value=n)
+        for _ in range(n):
+            try:
+                batch = next(self)
+            except StopIteration:
+                return
+            yield batch
 
-    def _next_drawn(self) -> Batch[Any]:
-        """The next batch of the queue, once the batch `lag` after it is drawn from what is there now."""
-        while len(self._queue) <= self.lag:
-            step = self._delivered + len(self._queue)
-            if self.steps is not None and step >= self.steps:
-                break
-            if self._source is None:
-                self._turn_to(step)
-            else:
-                self._look(self._source, step)
-            self._queue.append((self._cursor.draw(step, self.batch_size), self.view))
-        return Batch(self._gather(*self._queue.popleft()), 0)
+    def _submit(self, drawn: Drawn) -> None:
+        """Gathers in the background."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._options.threads, "recollect-gather")
+        drawn.job = self._pool.submit(self._gather, drawn.draw, drawn.view, drawn.plan)
 
-    def _look(self, source: Source, step: int) -> None:
-        """Makes the cursor draw from the source's newest view. Views that no draw needs any more are let go of."""
-        view = source.at(step)
-        if view is not self.view:
-            self._cursor.grow(view)
-            self._segments, self._segment = [(step, view)], 0
-
-    def _gather(self, draw: Draw, view: View) -> Chunk:
-        batches, n = draw.keys.shape
-        keys = draw.keys.reshape(-1) if draw.sizes is None else draw.keys[draw.keys >= 0]
-        sizes = [n] * batches if draw.sizes is None else list(draw.sizes)
-        rows, output = _packed(view), self._output
-        plan = self._plan = self._plan.in_layout(rows.layout, self._fields)
-        padding, length = None, 1
-        if draw.span is not None:
-            if plan.heap:
-                raise ArgumentError("sequences hold fields of fixed shape", remedy="Leave text and ragged fields out")
-            # Rows are read where there is no step too, and blanked: everything below works on steps that are there.
-            slots, length = steps_of(view, keys, draw.span).slots, draw.span.length
-            padding = slots.reshape(-1) < 0
-            keys = np.where(slots < 0, keys[:, None], slots).reshape(-1)
-            sizes = [size * length for size in sizes]
-        reads = plan.reads(view, keys)
-        arena = output.arena(plan.gather.sized(len(keys))[2])
-        rows.gather_into(plan.gather, plan.matrix(view, reads), output.host(arena))
-        made: dict[str, Any] = {}
-        if plan.transforms:
-            host = plan.gather.arrays(output.host(arena), len(keys))
-            windows = plan.windows(rows, reads)
-            data = {name: a for name, a in host.items() if name[0] != "/"}
-            for transform in plan.transforms:
-                data = transform.apply(data, windows, reads, plan.schema)
-            made = {name: a for name, a in data.items() if host.get(name) is not a}
-        if padding is not None:
-            for array in (*plan.gather.arrays(output.host(arena), len(keys)).values(), *made.values()):
-                array[padding] = 0
-            blank = np.where(padding, -1, reads.anchors), np.where(padding, -1, reads.following)
-            reads = reads._replace(anchors=blank[0], following=blank[1])
-        each, lists = self._variable(rows, keys, reads.following, sizes) if plan.heap else ({}, {})
-        return Chunk(draw, reads, sizes, plan.gather, output, rows, output.finish(arena), made, each, lists, length)
-
-    def _variable(
-        self, rows: PackedRows, keys: Slots, following: Slots, sizes: list[int]
-    ) -> tuple[dict[str, list[Any]], dict[str, list[list[Any]]]]:
-        """Ragged fields, padded per batch, with their lengths; text and JSON as lists."""
-        each: dict[str, list[Any]] = {}
-        lists: dict[str, list[list[Any]]] = {}
-        at = 0
-        for size in sizes:
-            texts, padded, lengths = self._plan.variable(rows, keys[at : at + size], following[at : at + size])
-            at += size
-            for name, value in texts.items():
-                lists.setdefault(name, []).append(value)
-            for name, array in padded.items():
-                each.setdefault(name, []).append(array)
-                each.setdefault(f"/lengths/{name}", []).append(lengths[name])
-        return each, lists
+    def _take_from(self, drawn: Drawn) -> Any:
+        job, drawn.job = drawn.job, None  # one that failed is made again here
+        return self._gather(drawn.draw, drawn.view, drawn.plan) if job is None else job.result()
 
     # -- feedback ------------------------------------------------------------------------------------------
 
@@ -251,9 +223,10 @@ class Loader:
         """Tells the sampler how surprising rows were.
 
         Args:
-            ids: `[B]` StepIds, as `batch.ids`.
+            ids: `[B]` StepIds, as `batch.ids`; or `[B, 2]` int64, as `"ids"` of a TensorDict.
             signal: `[B]` (`[B, T]` of sequences) non-negative numbers, an array or a tensor; of equal ids the last
-                one counts.
+                one counts. With several ranks, those of this rank: all must call this, and the signals of all are
+                applied in the order of the ranks.
 
         Returns:
             How many reached a row that may be drawn, and how many were of rows that this loader does not hold, or no
@@ -262,17 +235,27 @@ class Loader:
         Raises:
             ArgumentError: the sampler takes no feedback, or a signal is negative, infinite or NaN.
         """
-        if not self._cursor.takes_feedback:
+        cursor = self._drawing.known
+        if not cursor.takes_feedback:
             raise ArgumentError(f"{self.sampler} takes no priorities", remedy="Use a sampler that does")
         values = np.asarray(signal.detach().cpu() if hasattr(signal, "detach") else signal, np.float64)
-        if not (values >= 0).all():
-            raise ArgumentError("priorities are numbers of at least 0", value=float(values.min()), remedy="Pass .abs()")
-        return feedback_of(self._cursor).update(_packed(self.view).find(ids), values)
+        given = [(as_ids(ids), values)]
+        if self._options.world_size > 1:
+            assert self._options.exchange is not None
+            given = [(as_ids(i), np.asarray(v, np.float64)) for i, v in self._options.exchange(*given[0])]
+        for _, each in given:
+            if not (each >= 0).all():
+                wrong = float(each.min())
+                raise ArgumentError("priorities are numbers of at least 0", value=wrong, remedy="Pass .abs()")
+        rows, fed = packed_rows(self.view), feedback_of(cursor)
+        receipts = [fed.update(rows.find(i), v) for i, v in given]
+        return receipts[0] if len(receipts) == 1 else sum(receipts[1:], receipts[0])
 
     # -- going on ------------------------------------------------------------------------------------------
 
     def advance(self, view: View) -> None:
-        """Draws from a later version from the next draw on: `lag` batches still come from the one before.
+        """Draws from a later version from the next draw on: `lag` batches still come from the one before. Priorities
+        stay with their StepIds.
 
         Raises:
             ArgumentError: `view` does not hold the present rows in their order, is restricted to another condition, or
@@ -280,9 +263,10 @@ class Loader:
         """
         if self.epochs is not None:
             raise ArgumentError("a loader that counts epochs stays with its view")
-        if self._source is not None:
+        drawing = self._drawing
+        if drawing.source is not None:
             raise ArgumentError("a growing source brings its own views", remedy="Make a new loader for another source")
-        newest = self._segments[-1][1]
+        newest = drawing.segments[-1][1]
         if view.schema != newest.schema or not view.cut.extends(newest.cut):
             raise ArgumentError(
                 f"{view!r} is no later version of {newest!r}", remedy="Open a new loader for another buffer"
@@ -291,90 +275,50 @@ class Loader:
             raise ArgumentError(
                 f"{view!r} is restricted to another condition than {newest!r}", remedy="Pass view.where() the same one"
             )
-        at = self._delivered + (self.lag if self._delivered else 0)
-        if self._segments[-1][0] == at and self._segment < len(self._segments) - 1:
-            del self._segments[-1]
-        self._segments.append((at, view))
-        if self._chunk is not None:
-            self._chunk.count = max(0, min(self._chunk.count, at - self._chunk.step))
+        drawing.advance(view, self._delivered + (self.lag if self._delivered else 0))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the very next batch depends on, as plain values: JSON and `torch.load` read it."""
-        views, source = self._needed_views(), self._source
-        place = {id(view): k for k, (_, view) in enumerate(views)}
-        return {
-            "format": STATE_FORMAT,
-            "step": self._delivered,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "lag": self.lag,
-            "epochs": self.epochs,
-            "growing": source is not None,
-            "where": self.view.restriction,
-            "sampler": self.sampler.to_dict(),
-            "transforms": [t.to_dict() for t in self._plan.transforms],
-            "views": [
-                {"from": start, **({"cut": view.cut.to_dict()} if source is None else source.mark(view))}
-                for start, view in views
-            ],
-            "cursor": dict(self._cursor.state()),
-            "cursor_view": place.get(id(self.view), 0),
-            "undelivered": [draw_state(d, place[id(v)]) for d, v in self._queue],
-        }
+    def state_dict(self, *, priorities: Literal["inline"] | str | Path = "inline") -> dict[str, Any]:
+        """Everything that the very next batch depends on, as plain values: JSON and `torch.load` read it. Equal on all
+        ranks.
 
-    def _needed_views(self) -> list[tuple[int, View]]:
-        """The views that batches still to come are drawn from, or were, and the first batch of each."""
-        if self._source is None:
-            first = max(k for k, (start, _) in enumerate(self._segments) if start <= self._delivered or k == 0)
-            return self._segments[min(first, self._segment) :]  # the cursor's own, which it may yet grow from
-        drawn = {id(view): (draw.step, view) for draw, view in reversed(self._queue)}
-        order = dict.fromkeys(id(view) for _, view in self._queue)
-        older = [drawn[i] for i in order if i != id(self.view)]
-        return [*older, self._segments[-1]]
+        Args:
+            priorities: `"inline"`, or a folder: what the sampler knows of each row, such as priorities (9 bytes a row
+                before compression), is written there as `<sha256>.json`, durably, and the state names that file. A
+                file is never changed; remove those whose states are gone.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` was taken: the very next batch is the same, bit for bit. What was drawn before a
-        schema evolved is delivered under the schema that it was drawn with, also by a loader that was made later.
+        Raises:
+            ArgumentError: nothing was drawn yet because `min_rows` are waited for.
+            StoreError: the file cannot be written.
+        """
+        folder = None if priorities == "inline" else Path(priorities)
+        return states.state_of(self._drawing, self._options, self._delivered, folder)
+
+    def load_state_dict(self, state: Mapping[str, Any], *, priorities: str | Path | None = None) -> None:
+        """Goes on where `state_dict` was taken: the very next batch is the same, bit for bit, under any `world_size`
+        together. What was drawn before a schema evolved is delivered under the schema that it was drawn with, also by
+        a loader that was made later.
+
+        Args:
+            priorities: the folder where the state's file is now, when it was moved.
 
         Raises:
             ArgumentError: the state was taken from another cut, sampler, transform, seed or batch size; named.
-            NotFound: a growing source has let go of rows that were drawn and not delivered, or they were evicted.
+            NotFound: a growing source has let go of rows that were drawn and not delivered, or they were evicted; or
+                the state's file is gone.
+            CorruptionError: the state's file is damaged.
         """
-        if not isinstance(state, Mapping) or state.get("format") != STATE_FORMAT:
-            raise ArgumentError("no loader state of this format", value=state)
-        mine = self.state_dict()
-        for name in ("seed", "batch_size", "lag", "epochs", "growing", "where", "sampler", "transforms"):
-            if state[name] != mine[name]:
-                raise ArgumentError(
-                    f"the state was taken with another {name}: {state[name]!r}, this loader has {mine[name]!r}",
-                    remedy=f"Make the loader with {name}={state[name]!r}",
-                )
-        views = self._views_of(state["views"])
-        self._segments = [(v["from"], view) for v, view in zip(state["views"], views, strict=True)]
-        self._segment = int(state["cursor_view"])
-        self._delivered = int(state["step"])
-        self._chunk = None
-        self._queue = deque((draw_from(d), self._segments[d["view"]][1]) for d in state["undelivered"])
-        self._cursor = self._bind(self.view, state["cursor"])
-
-    def _views_of(self, marks: Sequence[Mapping[str, Any]]) -> list[View]:
-        """The views that a state names."""
-        if self._source is not None:
-            return self._source.restore(marks)
-        newest = self._segments[-1][1]
-        if marks[-1]["cut"] != newest.cut.to_dict():
-            raise ArgumentError(
-                "the state was taken on other rows than this loader's view holds",
-                remedy="Open the loader on the version it was taken on, then advance()",
-            )
-        return [*(earlier_view(newest, Cut.from_dict(m["cut"])) for m in marks[:-1]), newest]
+        folder = None if priorities is None else Path(priorities)
+        self._delivered = states.restore(self._drawing, self._options, state, folder)
 
     def stats(self) -> dict[str, Any]:
-        """What the rows are drawn from, and how far from uniform that was.
+        """What the rows are drawn from, how far from uniform that was, and where the time went.
 
         Returns:
-            `batches` delivered; `total_rows` and `resident_rows`, of which the newest batch was drawn. A rotation says
-            beside that:
+            `batches` delivered; `total_rows` and `resident_rows`, of which the newest batch was drawn;
+            `waiting_s` inside `next`, `training_s` between one `next` and the following one, `waiting_share` of their
+            sum, `waiting_us` per batch, all from the second batch on, and `first_s` of the first. Arrays are made when
+            they are asked for (about 1 µs each), which counts as training. With a rate limit: `inserted_rows`,
+            `samples_per_insert` so far. A rotation says beside that:
 
             - `blocks`, `resident_blocks`, `rotations` (blocks that were replaced), `loads`, `hit_rate` (of these, how
               many were in the cache), `waited_s` for blocks that were not there in time;
@@ -387,18 +331,25 @@ class Loader:
             "batches": self._delivered,
             "total_rows": len(self.view.rows),
             "resident_rows": len(self.view.rows),
+            **self._clock.stats(),
         }
-        if (told := getattr(self._source, "stats", None)) is not None:
+        if self._options.rate is not None:
+            inserted = self._drawing.came[1]
+            out["inserted_rows"] = inserted
+            drawn = max(self._delivered, max((d.stop for d in self._drawing.queue), default=0))
+            out["samples_per_insert"] = drawn * self.batch_size / max(1, inserted)
+        if (told := getattr(self._drawing.source, "stats", None)) is not None:
             return {**out, **told(self._delivered)}
         return {**out, "hit_rate": 1.0, "rotations": 0, "distance_from_uniform": 0.0}
 
     def close(self) -> None:
         """Gives up the gathered batches. Those handed out stay valid."""
         self._closed = True
-        if (close := getattr(self._source, "close", None)) is not None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        if (close := getattr(self._drawing.source, "close", None)) is not None:
             close()
-        self._chunk = None
-        self._queue.clear()
+        self._drawing.queue.clear()
 
     def __enter__(self) -> Loader:
         return self
@@ -409,6 +360,16 @@ class Loader:
         self.close()
 
 
+def as_ids(ids: Any) -> Ids:
+    """StepIds, also of `[B, 2]` numbers."""
+    if hasattr(ids, "detach"):
+        ids = ids.detach().cpu().numpy()
+    out: Ids = ids
+    if isinstance(ids, np.ndarray) and ids.dtype.names is None and ids.shape[1:] == (2,):
+        out = make_ids(ids[:, 0], ids[:, 1])
+    return out
+
+
 def _no_source(value: Any) -> ArgumentError:
     return ArgumentError(
         "a loader draws from a view or a source of them",
@@ -417,26 +378,41 @@ def _no_source(value: Any) -> ArgumentError:
     )
 
 
-def _growing(source: Any, epochs: int | None) -> GrowingSource:
-    """Raises ArgumentError unless it is a source of growing views."""
+def _growing(source: Any, options: Options) -> tuple[GrowingSource | None, bool]:
+    """What brings new views, None for one view; and whether these depend on the time.
+
+    Raises:
+        ArgumentError: it is no source, or cannot do what the options ask for.
+    """
+    if isinstance(source, View):
+        lives = False
+    elif hasattr(source, "at"):
+        lives = True
+    elif hasattr(source, "bind"):
+        lives = False
+        o, reach = options, resident_reach(options.transforms)
+        source = source.bind(
+            seed=o.seed,
+            batch_size=o.batch_size,
+            reach=reach.after,
+            depth=reach.before + 1,
+            stack=deepest(o.transforms),
+            epochs=o.epochs,
+        )
+    else:
+        raise _no_source(source)
+    if options.rate is not None and not lives:
+        raise ArgumentError("rate= counts rows that come, and none do here", remedy="Draw from ws.live()")
+    if isinstance(source, View):
+        return None, lives
     if not (hasattr(source, "mark") and hasattr(source, "restore")):
         raise _no_source(source)
-    if epochs is not None:
+    if options.epochs is not None and not hasattr(source, "is_over"):
         raise ArgumentError("a growing source has no end that epochs= could count to", remedy="Use steps=")
-    out: GrowingSource = source
-    return out
-
-
-def _checked(transforms: Sequence[Transform]) -> tuple[Transform, ...]:
-    """Raises ArgumentError unless they are transforms that go together."""
-    given = transforms if isinstance(transforms, Sequence) else None
-    if given is None or not all(hasattr(t, "plan") and hasattr(t, "apply") for t in given):
-        raise ArgumentError("transforms is a list of transforms", value=transforms, remedy="Write [rc.NStep(1, 0.99)]")
-    if sum(isinstance(t, NStep) for t in given) > 1:
-        raise ArgumentError("returns are summed once", value=transforms, remedy="Use one NStep")
-    return tuple(given)
-
-
-def _packed(view: View) -> PackedRows:
-    assert isinstance(view.rows, PackedRows)
-    return view.rows
+    if lives and options.world_size > 1:
+        raise ArgumentError(
+            "ranks draw the same rows only where all see the same, and a growing source depends on the time",
+            value=options.world_size,
+            remedy="Give every rank ws.view(cut) or a version of a buffer",
+        )
+    return source, lives

@@ -22,7 +22,8 @@ from recollect.cold.fold import Promotion
 from recollect.cold.history import History
 from recollect.cold.location import Location
 from recollect.errors import AlreadyExists, ConflictError, NotFound, StoreError, StoreUnavailable
-from recollect.hot.format.files import locked
+from recollect.hot import home
+from recollect.hot.format.files import locked, make_folder, os_errors
 from recollect.hot.read.store import HotStore, State
 from recollect.promote.choose import Selection, Survey, survey
 from recollect.promote.plan import Mark, Plan, missing, pending, plan, watermark
@@ -84,7 +85,8 @@ def snapshot(
     if dry_run:
         with store.pinned():
             return promotion.rehearse()
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    with home.held(lock.parent.parent, workspace), os_errors("creating", lock.parent):
+        make_folder(lock.parent)
     with locked(lock, PROMOTER_WAIT_S), store.pinned():
         done = promotion.run()
     if not done.rows_added:

@@ -112,7 +112,14 @@ def _episode(store: HotStore, name: str | EpisodeKey | StepId) -> EpisodeRecord:
 
 
 def resolve(store: HotStore, cut: Cut, name: str | EpisodeKey | StepId) -> EpisodeKey:
-    """The key of an episode. Raises NotFound."""
+    """The key of an episode.
+
+    Raises:
+        NotFound: no such episode or step.
+        ArgumentError: what names no episode.
+    """
+    if not isinstance(name, str | EpisodeKey | StepId):
+        raise ArgumentError("an episode is named by its id, its key or one of its steps", value=name)
     if isinstance(name, EpisodeKey):
         return name
     if isinstance(name, StepId):

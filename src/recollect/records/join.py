@@ -246,6 +246,11 @@ class JoinedSource:
         assert self._view is not None
         return self._view
 
+    def is_alone(self) -> bool:
+        """Whether nobody but the calling thread appends to any part."""
+        alone = [getattr(part, "is_alone", None) for part in self._parts.values() if not isinstance(part, View)]
+        return all(is_alone is not None and is_alone() for is_alone in alone)
+
     def where(self, condition: str) -> NarrowedSource:
         """A source of the same views, each part restricted; looks at all rows whenever some come."""
         return NarrowedSource(self, condition)

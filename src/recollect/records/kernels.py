@@ -73,6 +73,27 @@ def _copy(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
+def _mover(size: int) -> Any:
+    """Copies so many bytes from one address to another, in registers as wide as the machine has."""
+
+    @intrinsic
+    def move(typingctx: Any, target: Any, source: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = ir.VectorType(ir.IntType(8), size)
+            value = builder.load(builder.inttoptr(args[1], kind.as_pointer()))
+            value.align = 1
+            done = builder.store(value, builder.inttoptr(args[0], kind.as_pointer()))
+            done.align = 1
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), codegen
+
+    return move
+
+
+_move16, _move32 = _mover(16), _mover(32)
+
+
 @intrinsic
 def _prefetch(typingctx: Any, address: Any) -> Any:
     """Asks for a cache line that will be read soon; harmless for any address."""
@@ -100,13 +121,13 @@ def _fill(target: int, size: int, nan: int) -> None:
 
 @njit(nogil=True, cache=True)
 def _block_of(starts: Any, slot: Any) -> Any:
-    low, high = 0, starts.shape[0] - 1
-    while high - low > 1:
-        mid = (low + high) >> 1
-        if starts[mid] <= slot:
-            low = mid
-        else:
-            high = mid
+    """A binary search without a branch: which way it goes cannot be predicted, and a wrong guess costs more than a
+    step."""
+    low, count = 0, starts.shape[0] - 1
+    while count > 1:
+        half = count >> 1
+        low += half * np.int64(starts[low + half] <= slot)
+        count -= half
     return low
 
 
@@ -120,16 +141,46 @@ def _locate(
 ) -> None:
     """Addresses of the rows `low` to `high`, and a request for every cache line that will be read of them."""
     for i in range(low, high):
+        b = 0
         for w in range(slots.shape[1]):
             slot = slots[i, w]
             if slot < 0:
                 address[w, i] = 0
             else:
-                b = _block_of(starts, slot)
+                if slot < starts[b] or slot >= starts[b + 1]:  # a row's columns lie close to one another
+                    b = _block_of(starts, slot)
                 block[w, i] = b
                 address[w, i] = bases[b] + (slot - starts[b]) * itemsize
         for k in range(lines.shape[0]):
             _prefetch(address[lines[k, 0], i] + lines[k, 1])
+
+
+@njit(nogil=True, cache=True)
+def _copy_planes(i: int, jobs: Any, planes: Any, address: Any, block: Any, target: Any) -> None:
+    """All planes of row `i`, one after the other, since those of a stack lie side by side: planes that do so at both
+    ends are copied together, and those of the next observation are in the cache then."""
+    begin, source, count = np.int64(0), np.int64(0), np.int64(0)
+    for j in range(jobs.shape[0]):
+        if jobs[j, J_KIND] != PLANE:
+            continue
+        size, column = jobs[j, J_SIZE], jobs[j, J_COLUMN]
+        to = target + jobs[j, J_TARGET] + i * jobs[j, J_STRIDE]
+        row = address[column, i]
+        plane = np.int64(-1)
+        if row != 0:
+            plane = load64(row + jobs[j, J_SOURCE])
+        if plane < 0:
+            _fill(to, size, 0 if row == 0 else jobs[j, J_FILL])
+            continue
+        at = planes[jobs[j, J_PLANE], block[column, i]] + plane * size
+        if count > 0 and at == source + count and to == begin + count:
+            count += size
+            continue
+        if count > 0:
+            _copy(begin, source, count)
+        begin, source, count = to, at, size
+    if count > 0:
+        _copy(begin, source, count)
 
 
 @njit(nogil=True, cache=True)
@@ -144,6 +195,7 @@ def gather(slots: Any, starts: Any, bases: Any, planes: Any, itemsize: int, jobs
     target = arena.ctypes.data
     address = np.empty((width, n), np.int64)
     block = np.empty((width, n), np.int64)
+    has_planes = (jobs[:, J_KIND] == PLANE).any()
     _locate(slots, starts, bases, itemsize, lines, 0, min(n, TILE_ROWS), address, block)
     for low in range(0, n, TILE_ROWS):
         high = min(n, low + TILE_ROWS)
@@ -156,16 +208,20 @@ def gather(slots: Any, starts: Any, bases: Any, planes: Any, itemsize: int, jobs
                 for i in range(low, high):
                     _store32(to, load32(row[i] + source) if row[i] != 0 else 0)
                     to += stride
-            elif kind == COPY and size <= 256 and size % 4 == 0:
+            elif kind == COPY and size <= 256 and (size >= 16 or size == 8):
                 for i in range(low, high):
+                    at = row[i] + source
                     if row[i] == 0:
                         _fill(to, size, 0)
+                    elif size >= 32:  # the last register overlaps the one before
+                        for k in range(0, size - 31, 32):
+                            _move32(to + k, at + k)
+                        _move32(to + size - 32, at + size - 32)
+                    elif size >= 16:
+                        _move16(to, at)
+                        _move16(to + size - 16, at + size - 16)
                     else:
-                        at = row[i] + source
-                        for k in range(0, size - 7, 8):
-                            _store64(to + k, load64(at + k))
-                        if size & 4:
-                            _store32(to + size - 4, load32(at + size - 4))
+                        _store64(to, load64(at))
                     to += stride
             elif kind == COPY:
                 for i in range(low, high):
@@ -178,20 +234,13 @@ def gather(slots: Any, starts: Any, bases: Any, planes: Any, itemsize: int, jobs
                 for i in range(low, high):
                     _store8(to, 1 if row[i] != 0 and (load16(row[i] + source) & size) != 0 else 0)
                     to += stride
-            elif kind == PLANE:
-                region = planes[jobs[j, J_PLANE]]
-                home = block[jobs[j, J_COLUMN]]
-                for i in range(low, high):
-                    plane = -1 if row[i] == 0 else load64(row[i] + source)
-                    if plane < 0:
-                        _fill(to, size, 0 if row[i] == 0 else jobs[j, J_FILL])
-                    else:
-                        _copy(to, region[home[i]] + plane * size, size)
-                    to += stride
-            else:
+            elif kind == VALID:
                 for i in range(low, high):
                     _store8(to, 1 if row[i] != 0 and ((load64(row[i] + source) >> size) & 1) == 0 else 0)
                     to += stride
+        if has_planes:
+            for i in range(low, high):
+                _copy_planes(i, jobs, planes, address, block, target)
 
 
 @njit(nogil=True, cache=True)

@@ -93,7 +93,11 @@ class GatherPlan:
         if is_inline(leaf.field):
             base, shape = dtype[column(out.source)].base, leaf.field.shape  # type: ignore[union-attr]
             size = dtype[column(out.source)].itemsize
-            return Target(out.name, base, shape, size), [[0, out.columns[0], at, size, 0, size, 0, 0]]
+            stride = size * len(out.columns)
+            if len(out.columns) > 1:
+                shape = (len(out.columns), *shape)
+            jobs = [[0, c, at, size, k * size, stride, 0, 0] for k, c in enumerate(out.columns)]
+            return Target(out.name, base, shape, stride), jobs
         size = self.layout.plane_bytes[out.source]
         region = [x.path for x in self.layout.wide].index(out.source)
         fill = 1 if leaf.field.dtype == "float32" and leaf.field.type == "embedding" else 0  # type: ignore[union-attr]

@@ -173,7 +173,6 @@ class _Cursor:
         self._count = drawable(view)
         came = change(self._anchors, view.anchors)
         p = self._entering(view, came.added)
-        self._anchors = view.anchors
         weights = self._weights
         if len(came.removed):
             gone = self._places.of(came.removed)
@@ -184,6 +183,7 @@ class _Cursor:
             weights.grow(int(places.max()) + 1)
             weights.set(places, weights.from_priority(p))
             self._highest = max(self._highest, float(p.max()))
+        self._anchors = view.anchors  # last: what was interrupted is made again, with the same result
 
     def _entering(self, view: View, slots: Slots) -> F64:
         """The priorities `[n]` with which rows enter."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from recollect.errors import NotFound, SchemaError, SchemaMismatch
 from recollect.schema.defaults import parse_default, plain_default
@@ -53,6 +56,9 @@ BUILT_IN_FACTS: dict[str, Field] = {
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _NESTED_NAME = re.compile(r"[A-Za-z0-9_]+\Z")
 
+MOST_BYTES = 1 << 30
+"""What a step may take: a segment holds several, and numpy no record of 2 GiB."""
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -88,6 +94,14 @@ class Schema:
         if not fields:
             raise SchemaError("a schema needs at least one field")
         self.leaves: tuple[Leaf, ...] = tuple(_flatten(fields))
+        fixed = [f for leaf in self.leaves if isinstance(f := leaf.field, Tensor | Frames | Embedding)]
+        size = sum(int(math.prod(f.shape)) * np.dtype(f.dtype).itemsize for f in fixed)
+        if size > MOST_BYTES:
+            raise SchemaError(
+                f"a step of this schema takes more than {MOST_BYTES:,} bytes",
+                value=size,
+                remedy="Store what is that large beside it, and a path or key to it in a Text field",
+            )
         facts: dict[str, Field] = dict(BUILT_IN_FACTS)
         for name, field in (episode or {}).items():
             _check_name(name, "episode fact")

@@ -22,9 +22,8 @@ def cast_array(value: Any, dtype: np.dtype[Any], shape: tuple[int, ...] | None, 
     except (ValueError, TypeError, RuntimeError) as e:
         raise FieldError(f"field {path!r} takes numbers of dtype {dtype.name}: {e}") from None
     if array.dtype.kind not in "biuf":
-        raise FieldError(
-            f"field {path!r} takes numbers of dtype {dtype.name}, the value has dtype {array.dtype.name}", value=value
-        )
+        given = {"U": "text", "S": "bytes"}.get(array.dtype.kind, f"of dtype {array.dtype.name}")
+        raise FieldError(f"field {path!r} takes numbers of dtype {dtype.name}, the value is {given}", value=value)
     if shape is not None and array.shape != shape:
         raise FieldError(
             f"field {path!r} has shape {shape}, the value has {array.shape}",
@@ -54,7 +53,14 @@ def cast_dtype(array: NDArray[Any], dtype: np.dtype[Any], path: str, *, literal:
                 value=low if low < info.min else high,
             )
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(array, dtype=dtype, order="C")
+        out = np.asarray(array, dtype=dtype, order="C")
+    if dtype.kind == "f" and (beyond := np.isinf(out)).any() and (beyond := beyond & np.isfinite(array)).any():
+        raise FieldError(
+            f"field {path!r} is {dtype.name}, which ends at {np.finfo(dtype).max:.3g}",
+            value=float(np.abs(array[beyond]).max()),
+            remedy="Clip it, or declare a wider dtype",
+        )
+    return out
 
 
 def check_text(value: Any, path: str) -> str:

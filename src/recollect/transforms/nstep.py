@@ -9,7 +9,8 @@ import numpy as np
 
 from recollect.errors import ArgumentError
 from recollect.schema import Schema
-from recollect.transforms.base import Columns, Reads
+from recollect.transforms.base import Chance, Data, Reach, Reads, last_of, steps_ahead
+from recollect.transforms.sums import discounted
 from recollect.view import View
 
 
@@ -37,57 +38,39 @@ class NStep:
             raise ArgumentError("gamma lies between 0 and 1", value=self.gamma)
 
     @property
-    def reach(self) -> int:
-        return self.n - 1
+    def reach(self) -> Reach:
+        return Reach(0, self.n - 1)
 
     def needs(self, schema: Schema) -> frozenset[str]:
-        if self.n == 1:
-            return frozenset()
         leaves = (schema.role("reward"), schema.role("discount"))
         return frozenset(["terminated", *(leaf.path for leaf in leaves if leaf is not None)])
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "nstep", "n": self.n, "gamma": self.gamma}
 
-    def plan(self, reads: Reads, view: View) -> Reads:
-        """Which steps of each window count, and the row of the next observation after the last of them.
-
-        A step counts while it could itself be drawn, whatever condition the view has: where a next observation is lost,
-        the window ends before it.
-        """
+    def plan(self, reads: Reads, view: View, chance: Chance) -> Reads:
+        """Which steps of each window count, and the row of the next observation after the last of them."""
         if self.n == 1:
             return reads
-        slots = reads.window[:, : self.n]
-        flat = slots.reshape(-1)
-        counts = np.logical_and.accumulate(view.anchors.complete(flat).reshape(slots.shape), axis=1)
-        last = np.take_along_axis(slots, counts.sum(axis=1)[:, None] - 1, 1)[:, 0]
-        following = view.episodes.next_observation(last)
-        return Reads(reads.anchors, reads.window, following, {**reads.masks, "nstep": counts})
+        counts = steps_ahead(reads, view, self.n)
+        last = last_of(reads, counts)
+        return reads.ending(last, view.episodes.next_observation(last)).masked("nstep", counts)
 
-    def apply(self, data: Columns, windows: Columns, reads: Reads, schema: Schema) -> Columns:
+    def apply(self, data: Data, reads: Reads, schema: Schema) -> Data:
         reward, own = schema.role("reward"), schema.role("discount")
         if reward is None:
             raise ArgumentError("n-step returns need a field with the role reward")
         if self.n == 1:
-            discount = np.where(data["terminated"], np.float32(0), np.float32(self.gamma))
+            discount = np.where(data.rows["terminated"], np.float32(0), np.float32(self.gamma))
             if own is not None:
-                discount = (discount * data[own.path]).astype(np.float32)
-            return {**data, "discount": discount}
-        counts = reads.masks["nstep"]
-        steps = np.arange(self.n)
-        factor = np.full(counts.shape, self.gamma)
-        if own is not None:
-            factor = factor * windows[own.path][:, : self.n]
-        ended = windows["terminated"][:, : self.n]
-        running = np.cumprod(np.concatenate([np.ones((len(factor), 1)), factor], axis=1), axis=1)
-        rewards = windows[reward.path][:, : self.n].astype(np.float64)
-        total = np.where(counts, running[:, :-1] * rewards, 0.0).sum(axis=1)
-        taken = counts.sum(axis=1)
-        bootstrap = np.take_along_axis(running, taken[:, None], 1)[:, 0]
-        over = (ended & counts & (steps < taken[:, None])).any(axis=1)
-        return {
-            **data,
-            reward.path: total.astype(data[reward.path].dtype),
-            "terminated": over,
-            "discount": np.where(over, 0.0, bootstrap).astype(np.float32),
-        }
+                discount = (discount * data.rows[own.path]).astype(np.float32)
+            return data.with_rows(discount=discount)
+        columns = slice(reads.now, reads.now + self.n)
+        window = {name: data.windows[name][:, columns] for name in self.needs(schema)}
+        factors = None if own is None else window[own.path]
+        sums = discounted(window[reward.path], window["terminated"], reads.masks["nstep"], self.gamma, factors)
+        return data.with_rows(
+            **{reward.path: sums.total.astype(data.rows[reward.path].dtype)},
+            terminated=sums.over,
+            discount=sums.left.astype(np.float32),
+        )

@@ -96,6 +96,11 @@ class NarrowedSource:
             self._view = self._narrowed(base)
         return self._view
 
+    def is_alone(self) -> bool:
+        """Whether nobody but the calling thread appends to what is narrowed."""
+        alone = getattr(self._source, "is_alone", None)
+        return alone is not None and bool(alone())
+
     def where(self, condition: str) -> NarrowedSource:
         """A source of the same views, narrowed once more; see `View.where`."""
         return NarrowedSource(self, condition)

@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from recollect.view.facts import FactIndex
 from recollect.view.ids import Bool, Cut, EpisodeKey, Ids, Slots
 from recollect.view.window import Window
 from recollect.where import Filter
+
+if TYPE_CHECKING:
+    from recollect.view.statistics import Statistics
 
 Narrowing: TypeAlias = Union[Filter, Window, "Callable[[View, Slots], Bool]"]
 """What restricts which rows of a view are drawn."""
@@ -322,6 +325,23 @@ class View:
         out.__dict__["anchors"] = AnchorList(slots, len(self.rows), *counts, whole=whole)
         return out
 
+    def statistics(self, fields: Sequence[str] | None = None) -> Statistics:
+        """Count, mean, standard deviation and range of fields of fixed shape, over the rows that may be drawn.
+
+        Made in one pass over them, part by part, in float64. A function of the view alone: equal cuts give equal
+        numbers, bit for bit. Frames and embeddings are looked at element by element, like everything else.
+
+        Args:
+            fields: paths, or names that stands for nested fields; None is every field of fixed shape.
+
+        Raises:
+            NotFound: a field that the schema lacks.
+            ArgumentError: one of variable size.
+        """
+        from recollect.view.statistics import statistics
+
+        return statistics(self, fields)
+
     def __repr__(self) -> str:
         chosen = "" if self.restriction is None else f", where={self.restriction!r}"
         return f"View({self.name!r}, rows={len(self.rows)}, drawable={len(self.anchors)}{chosen})"
@@ -350,6 +370,9 @@ class GrowingSource(Source, Protocol):
 class UnboundSource(Protocol):
     """A source whose views depend on who draws from them: a loader binds it once."""
 
-    def bind(self, *, seed: int, batch_size: int, reach: int) -> GrowingSource:
-        """The source of one loader, whose windows hold `reach` steps after the anchor."""
+    def bind(
+        self, *, seed: int, batch_size: int, reach: int, depth: int = 1, stack: int = 1, epochs: int | None = None
+    ) -> GrowingSource:
+        """The source of one loader, whose windows hold `reach` steps after the anchor and `depth` up to it, whose
+        stacks need `stack` steps, and which counts `epochs`."""
         ...

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from recollect.errors import CorruptionError
 from recollect.hot.format.files import replace_file
-from recollect.hot.format.notes import pack, unpack
+from recollect.hot.format.notes import pack, read
 from recollect.view import EpisodeKey
 
 NAME = "evicted.json"
@@ -55,9 +55,9 @@ def signature(note: str) -> tuple[int, int] | None:
 
 
 def read_evicted(log: Path) -> Evicted:
-    """The sums of the workspace whose writers' folders lie in `log`. Raises CorruptionError."""
+    """The sums of the workspace whose writers' folders lie in `log`. Raises CorruptionError, StoreError."""
     try:
-        data = unpack((log.parent / NAME).read_bytes())
+        data = read(log.parent / NAME)
     except FileNotFoundError:
         return Evicted()
     except ValueError as e:

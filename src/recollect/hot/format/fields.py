@@ -123,7 +123,11 @@ class FieldWriters:
         """Raises FieldError for names that the schema lacks."""
         for name in values:
             if name not in self.roots:
-                raise FieldError(f"no field {name!r} in the schema", remedy=f"Fields: {', '.join(self.schema.roots)}")
+                raise FieldError(
+                    f"no field {name!r} in the schema",
+                    remedy=f"Fields: {', '.join(self.schema.roots)}. "
+                    "Writers opened before evolve() have the older schema",
+                )
         for root in self.nested & set(values):
             self._check_nested(root, values[root])
 

@@ -10,9 +10,11 @@ import mmap
 import os
 import re
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
 from recollect.errors import ConflictError, DiskFull, StoreError
 
@@ -28,37 +30,54 @@ NETWORK_FILE_SYSTEMS = frozenset(
         "lustre",
         "9p",
         "afs",
-        "fuse.sshfs",
         "beegfs",
+        "gpfs",
+        "wekafs",
+        "virtiofs",
+        "pvfs2",
+        "orangefs",
+        "panfs",
+        "ocfs2",
+        "gfs2",
     ]
 )
+LOCAL_FUSE = frozenset(["fuse.fuse-overlayfs", "fuse.ext4", "fuse.ext2", "fuse.ntfs-3g", "fuse.exfat", "fuse.zfs"])
+"""File systems in user space that live on a disk of this machine. The others are mostly stores behind a network."""
 WRITER = re.compile(r"[0-9a-f]{16}\Z")
+ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
 def writers_folders(log: Path) -> list[Path]:
-    """The folders of writers, in the order of their ids; what else lies beside them is no writer's. Raises OSError."""
+    """The folders of writers, in the order of their ids; nothing else that lies there. Raises StoreError."""
     try:
-        with os.scandir(log) as entries:
+        with os_errors("reading", log, but=ABSENT), os.scandir(log) as entries:
             names = [entry.name for entry in entries if WRITER.match(entry.name) and entry.is_dir()]
-    except (FileNotFoundError, NotADirectoryError):
+    except ABSENT:
         return []
     return [log / name for name in sorted(names)]
 
 
+def in_our_words(doing: str, path: str | Path, error: OSError) -> StoreError:
+    """An error of the operating system as StoreError or DiskFull, naming what was being done and where."""
+    text = f"{doing} {str(path)!r} failed: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(text, remedy="Free some space, or set RECOLLECT_HOME to a larger disk")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return StoreError(text, remedy="Raise the limit of open files (ulimit -n), or close what is not used")
+    if error.errno == errno.EIO:
+        return StoreError(text, remedy="The disk fails: copy the workspace to another one, and verify the copy")
+    return StoreError(text, remedy="Check that the path exists and may be read and written")
+
+
 @contextlib.contextmanager
-def os_errors(doing: str, path: str | Path) -> Iterator[None]:
-    """Turns OSError into StoreError or DiskFull, naming what was being done and where."""
+def os_errors(doing: str, path: str | Path, *, but: tuple[type[OSError], ...] = ()) -> Iterator[None]:
+    """Raises every OSError within as `in_our_words` says it; those of the kinds `but` pass as they are."""
     try:
         yield
-    except StoreError:
-        raise
     except OSError as e:
-        text = f"{doing} {str(path)!r} failed: {e.strerror or e}"
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(text, remedy="Free some space, or set RECOLLECT_HOME to a larger disk") from e
-        if e.errno in (errno.EMFILE, errno.ENFILE):
-            raise StoreError(text, remedy="Raise the limit of open files (ulimit -n), or close what is not used") from e
-        raise StoreError(text, remedy="Check that the path exists and may be written") from e
+        if isinstance(e, (StoreError, *but)):
+            raise
+        raise in_our_words(doing, path, e) from e
 
 
 def sync_folder(path: Path) -> None:
@@ -176,68 +195,134 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(f.fileno())
 
 
-def try_lock(path: Path) -> int | None:
-    """A descriptor that holds the file's exclusive flock, or None when another holds it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+_opening = threading.RLock()
+"""Held while a lock's file is opened or closed. A fork waits for it, so that no child gets a descriptor that is not in
+`_held`."""
+_held: set[FileLock] = set()
+
+
+class FileLock:
+    """A file's flock, from when it is taken until `close`.
+
+    A flock belongs to what `open` made, of which a forked child gets a share: it would keep the lock for as long as it
+    lives, whatever became of its parent. So a child closes its share before anything else runs there, and `fd` is then
+    -1. That must hold from the opening on, since a lock that is taken later is the child's too.
+
+    Attributes:
+        fd: the descriptor, -1 once it was closed.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> None:
+        with _opening:
+            self.fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
+            _held.add(self)
+
+    def take(self, *, shared: bool = False) -> bool:
+        """Takes the lock where nobody else has it. Returns whether it did."""
+        try:
+            fcntl.flock(self.fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Gives it up; closing twice is fine. In a forked child of its holder, nothing happens."""
+        with _opening:
+            if self.fd >= 0:
+                # Closing alone would leave it to a child that was forked just now and has not begun to run.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(self.fd, fcntl.LOCK_UN)
+            self.forget()
+
+    def forget(self) -> None:
+        """Closes this process's descriptor: what is left of the lock is whoever shares it."""
+        with _opening:
+            _held.discard(self)
+            fd, self.fd = self.fd, -1
+            if fd >= 0:
+                os.close(fd)
+
+    def __enter__(self) -> FileLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _after_fork() -> None:
+    for lock in list(_held):
+        with contextlib.suppress(OSError):
+            lock.forget()
+    _opening.release()
+
+
+os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_after_fork)
+
+
+def try_lock(path: Path) -> FileLock | None:
+    """The file's exclusive flock, or None when another holds it. Raises OSError."""
+    lock = FileLock(path)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
+        if lock.take():
+            return lock
+    except BaseException:
+        lock.close()
+        raise
+    lock.close()
+    return None
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the file's exclusive flock. Two that ask at once do not take each other for it."""
+    """Whether a process holds the file's exclusive flock. Two that ask at once do not take each other for it.
+
+    Raises:
+        StoreError: the file is there and cannot be opened.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        with os_errors("looking at lock", path, but=ABSENT), FileLock(path, os.O_RDONLY) as lock:
+            return not lock.take(shared=True)
+    except ABSENT:
         return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
-def lock_when_free(path: Path) -> int | None:
-    """As `try_lock`, but passing over those that only ask whether it is held."""
+def lock_when_free(path: Path) -> FileLock | None:
+    """As `try_lock`, but passing over those that only ask whether it is held. Raises OSError."""
     for _ in range(50):
-        fd = try_lock(path)
-        if fd is not None or is_locked(path):
-            return fd
+        lock = try_lock(path)
+        if lock is not None or is_locked(path):
+            return lock
         time.sleep(0.002)
     return None
 
 
 @contextlib.contextmanager
-def locked(path: Path, wait_s: float, *, shared: bool = False) -> Iterator[int]:
-    """Holds the file's flock, exclusive unless `shared`; gives its descriptor.
+def locked(path: Path, wait_s: float, *, shared: bool = False) -> Iterator[FileLock]:
+    """Holds the file's flock, exclusive unless `shared`.
 
     Raises:
         ConflictError: another process held it all the time.
+        FileNotFoundError: its folder is gone.
+        StoreError: the file cannot be opened.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
+    with os_errors("locking", path, but=ABSENT):
+        lock = FileLock(path)
+    with lock:
         end = time.monotonic() + wait_s
         pause = 0.001
-        while True:
-            try:
-                fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise ConflictError(
-                        f"another process has held {str(path)!r} for {wait_s:.0f} s",
-                        remedy="Wait for it to end, or end it if it is stopped, and try again",
-                    ) from None
+        while not lock.take(shared=shared):
+            if time.monotonic() > end:
+                raise ConflictError(
+                    f"another process has held {str(path)!r} for {wait_s:.0f} s",
+                    remedy="Wait for it to end, or end it if it is stopped, and try again",
+                )
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
-        yield fd
-    finally:
-        os.close(fd)
+        yield lock
 
 
 @functools.cache
@@ -269,7 +354,7 @@ def file_system_type(path: Path) -> str:
 def refuse_network_file_system(path: Path) -> None:
     """Raises StoreError on a network file system: shared memory maps and locks do not hold across machines."""
     kind = file_system_type(path)
-    if kind in NETWORK_FILE_SYSTEMS:
+    if kind in NETWORK_FILE_SYSTEMS or (kind.split(".")[0] == "fuse" and kind not in LOCAL_FUSE):
         raise StoreError(
             f"a workspace cannot live on {kind} ({str(path)!r})",
             remedy="Set RECOLLECT_HOME to a local disk and snapshot to the network",

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recollect.errors import CorruptionError
-from recollect.hot.format.files import replace_file
-from recollect.hot.format.notes import pack, unpack
+from recollect.hot.format.files import ABSENT, replace_file
+from recollect.hot.format.notes import pack, read
 from recollect.view import EpisodeKey, Fact, StepId
 
 NAME = "first.json"
@@ -71,10 +71,11 @@ def read_first(folder: Path) -> First:
 
     Raises:
         CorruptionError: the note is damaged.
+        StoreError: it cannot be read.
     """
     try:
-        data = unpack((folder / NAME).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+        data = read(folder / NAME)
+    except ABSENT:
         return First()
     except ValueError as e:
         raise CorruptionError(

@@ -8,7 +8,7 @@ note itself is damaged. A changed note is followed by a new generation of `evict
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recollect.errors import CorruptionError
-from recollect.hot.format.files import replace_file
-from recollect.hot.format.notes import pack, unpack
+from recollect.hot.format.files import ABSENT, replace_file
+from recollect.hot.format.notes import pack, read
 from recollect.view.reach import Ranges, union, within, without
 from recollect.view.reach import pack as pack_ranges
 from recollect.view.reach import unpack as unpack_ranges
@@ -141,15 +141,16 @@ def read_holes(folder: Path) -> Holes:
 
     Raises:
         CorruptionError: the note and its copy are damaged.
+        StoreError: the note cannot be read.
     """
     try:
-        return _parsed((folder / NAME).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+        return _parsed(read(folder / NAME))
+    except ABSENT:
         return NONE
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
         wrong = e
     try:
-        return _parsed((folder / COPY).read_bytes())
+        return _parsed(read(folder / COPY))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise CorruptionError(
             f"{str(folder / NAME)!r} is damaged, and so is its copy: {wrong}",
@@ -162,9 +163,8 @@ def is_whole(folder: Path) -> bool:
     if not (folder / NAME).exists():
         return not (folder / COPY).exists()
     try:
-        raw = (folder / NAME).read_bytes()
-        _parsed(raw)
-        return raw == (folder / COPY).read_bytes()
+        _parsed(read(folder / NAME))
+        return (folder / NAME).read_bytes() == (folder / COPY).read_bytes()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return False
 
@@ -190,8 +190,7 @@ def write_holes(folder: Path, holes: Holes) -> None:
         replace_file(folder / name, raw)
 
 
-def _parsed(raw: bytes) -> Holes:
-    data = unpack(raw)
+def _parsed(data: Mapping[str, Any]) -> Holes:
     holes = tuple(
         Hole(h["reason"], h["time_ns"], h["damaged"], _ranges(h["rows"]), _ranges(h["facts"])) for h in data["holes"]
     )

@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from recollect.hot.format.files import ABSENT, os_errors
 
 
 def pack(body: Mapping[str, Any]) -> bytes:
@@ -22,6 +25,19 @@ def unpack(raw: bytes) -> dict[str, Any]:
     if not isinstance(body, dict) or body.pop("crc", None) != _checksum(body):
         raise ValueError("its checksum does not fit")
     return body
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What the note in a file says.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is none.
+        ValueError: it is damaged.
+        StoreError: it is there and cannot be read.
+    """
+    with os_errors("reading", path, but=ABSENT):
+        raw = path.read_bytes()
+    return unpack(raw)
 
 
 def _checksum(body: Mapping[str, Any]) -> int:

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from recollect.errors import CorruptionError
-from recollect.hot.format.files import replace_file
-from recollect.hot.format.notes import pack, unpack
+from recollect.hot.format.files import ABSENT, replace_file
+from recollect.hot.format.notes import pack, read
 
 NAME = "sealed.json"
 
@@ -48,15 +48,14 @@ def read_seal(folder: Path) -> Seal | None:
 
     Raises:
         CorruptionError: it is damaged. Opening the workspace seals the log anew.
+        StoreError: it cannot be read.
     """
     try:
-        text = (folder / NAME).read_bytes()
-    except FileNotFoundError:
-        return None
-    try:
-        body = unpack(text)
+        body = read(folder / NAME)
         lost = body.pop("lost")
         return Seal(**body, lost=None if lost is None else (lost[0], lost[1]))
+    except ABSENT:
+        return None
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise CorruptionError(
             f"{str(folder / NAME)!r} is damaged: {e}", remedy="Open the workspace again: the log is then sealed anew"

@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,46 @@ class Shape:
         planes: int = 0,
         facts: int = 0,
         heap_bytes: int = 0,
+        *,
+        like: Shape | None = None,
+        only_facts: bool = False,
     ) -> Shape:
-        """About `target_bytes`, but never less than what must fit: rows, planes, facts, heap bytes."""
+        """About `target_bytes`, but never less than what must fit: rows, planes, facts, heap bytes.
+
+        Args:
+            like: what a segment came to hold, so that this one has the same proportions, and a little of everything.
+            only_facts: no room for rows.
+        """
+        widest = sum(layout.plane_bytes.values())
+        units = (layout.itemsize, FACT.itemsize, widest, 1)
         heap_share = 4 if layout.heap else 1
-        n = max(64, rows, int(target_bytes * (1 - 0.125 * heap_share)) // layout.row_bytes)
-        heap = max(1 << 14, 2 * heap_bytes, int(target_bytes * 0.1 * heap_share))
-        return cls(n, max(64, facts, n // 64), max(n, planes) if layout.wide else 0, heap)
+        n = int(target_bytes * (1 - 0.125 * heap_share)) // layout.row_bytes
+        room = [n, n // 64, n, int(target_bytes * 0.1 * heap_share)]
+        if only_facts:
+            room[1:] = [target_bytes // 2 // FACT.itemsize, 0, target_bytes // 2]
+        held = [0, 0, 0, 0] if like is None else [like.rows, like.facts, like.planes, like.heap_bytes]
+        total = sum(count * unit for count, unit in zip(held, units, strict=True))
+        if total:
+            least = target_bytes // 32
+            scale = (target_bytes - 4 * least) / total
+            room = [int(count * scale) + least // max(1, unit) for count, unit in zip(held, units, strict=True)]
+        heap = max(1 << 14, 2 * heap_bytes, room[3])
+        if only_facts:
+            return cls(1, max(64, facts, room[1]), 0, heap)
+        few = min(64, max(8, (1 << 20) // layout.row_bytes))
+        return cls(
+            max(few, rows, room[0]), max(64, facts, room[1]), max(few, planes, room[2]) if layout.wide else 0, heap
+        )
+
+    def holds(self, other: Shape) -> bool:
+        """Whether there is room for everything that has room in another one."""
+        pairs = zip(self.__dict__.values(), other.__dict__.values(), strict=True)
+        return all(mine >= theirs for mine, theirs in pairs)
+
+    def full(self, used: Shape) -> float:
+        """How full the fullest region of a segment is of which so much is used, 0 to 1."""
+        pairs = zip(self.__dict__.values(), used.__dict__.values(), strict=True)
+        return max((float(part / whole) for whole, part in pairs if whole), default=1.0)
 
 
 @dataclass(frozen=True)
@@ -118,6 +153,9 @@ class Header:
         return head.ljust(max(regions["control"], (len(head) + PAGE - 1) // PAGE * PAGE), b"\0")
 
 
+_CUT = "Copy the workspace again, whole, or restore it from a backup; a snapshot's buffer may hold these rows"
+
+
 class Segment:
     """A mapped segment. Use `create` or `open_`."""
 
@@ -127,6 +165,7 @@ class Segment:
         self.path, self.layout, self.header, self.map, self.fd = path, layout, header, map_, fd
         self.inode = header.inode
         shape = header.shape
+        self._regions = regions
         self.control: NDArray[np.uint64] = np.frombuffer(map_, "<u8", 8, regions["control"])
         self._durable = np.frombuffer(map_, _DURABLE, 2, regions["durable"])
         self.records: NDArray[np.void] = np.frombuffer(map_, layout.dtype, shape.rows, regions["records"])
@@ -192,7 +231,7 @@ class Segment:
         with os_errors("opening segment", path):
             map_, size = map_for_reading(path)
         if map_ is None or size < 3 * PAGE:
-            raise CorruptionError(f"segment {str(path)!r} is cut short", value=size)
+            raise CorruptionError(f"segment {str(path)!r} is cut short", value=size, remedy=_CUT)
         header, regions = read_header(map_, path)
         layout = layouts.of(header.schema)
         if layout is None:
@@ -202,7 +241,7 @@ class Segment:
                 remedy="Restore the workspace's schema files; the segment itself is whole",
             )
         if size < _regions(layout, header)[1]:
-            raise CorruptionError(f"segment {str(path)!r} is cut short", value=size)
+            raise CorruptionError(f"segment {str(path)!r} is cut short", value=size, remedy=_CUT)
         return cls(path, layout, header, regions, map_, -1)
 
     @property
@@ -249,6 +288,14 @@ class Segment:
             finally:
                 os.close(fd)
 
+    def unused(self, rows: int, facts: int, planes: Mapping[str, int], heap_bytes: int) -> list[tuple[int, int]]:
+        """The whole pages `[start, stop)` behind what is used of each region: rows, facts, planes of each wide field,
+        and heap bytes."""
+        used = _sizes(self.layout, rows, facts, planes, heap_bytes)
+        shape = self.header.shape
+        room = _sizes(self.layout, shape.rows, shape.facts, dict.fromkeys(planes, shape.planes), shape.heap_bytes)
+        return [(self._regions[name] + used[name], self._regions[name] + room[name]) for name in used]
+
     @property
     def durable_word(self) -> int:
         """What the last completed sync covered, as a publish word; 0 when there was none or both slots are damaged."""
@@ -289,18 +336,19 @@ def read_header(map_: mmap.mmap, path: Path) -> tuple[Header, dict[str, int]]:
     return Header(**{**data, "shape": Shape(**data["shape"])}), regions
 
 
+def _sizes(layout: Layout, rows: int, facts: int, planes: Mapping[str, int], heap_bytes: int) -> dict[str, int]:
+    """Bytes of each region that holds so much, in whole pages and in the order of the file."""
+    sizes = {"records": rows * layout.itemsize, "facts": facts * FACT.itemsize}
+    sizes |= {f"planes/{path}": planes[path] * count for path, count in layout.plane_bytes.items()}
+    sizes["heap"] = heap_bytes
+    return {name: (size + PAGE - 1) // PAGE * PAGE for name, size in sizes.items()}
+
+
 def _regions(layout: Layout, header: Header) -> tuple[dict[str, int], int]:
     """Byte offset of each region, and the file's size."""
     shape = header.shape
-    sizes = {
-        "control": PAGE,
-        "durable": PAGE,
-        "records": shape.rows * layout.itemsize,
-        "facts": shape.facts * FACT.itemsize,
-    }
-    for path, count in layout.plane_bytes.items():
-        sizes[f"planes/{path}"] = shape.planes * count
-    sizes["heap"] = shape.heap_bytes
+    planes = dict.fromkeys(layout.plane_bytes, shape.planes)
+    sizes = {"control": PAGE, "durable": PAGE, **_sizes(layout, shape.rows, shape.facts, planes, shape.heap_bytes)}
     # As long as it can get, so that the size is known before the roll decides where the segment begins.
     unknown = ("index", "first_row", "first_fact", "device", "inode", "pid", "created_ns")
     longest = Header(**{**header.__dict__, **dict.fromkeys(unknown, 1 << 63)})
@@ -308,7 +356,7 @@ def _regions(layout: Layout, header: Header) -> tuple[dict[str, int], int]:
     regions = {}
     for name, size in sizes.items():
         regions[name] = at
-        at += (size + PAGE - 1) // PAGE * PAGE
+        at += size
     return regions, at
 
 

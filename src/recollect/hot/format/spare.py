@@ -7,13 +7,14 @@ part of the log, and recovery removes it like any other leftover (design/0011).
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import ctypes
 import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from recollect.hot.format.background import Background
 
 POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14
 STRIDE = 16 << 20
@@ -76,38 +77,37 @@ def fault_in(map_: mmap.mmap) -> None:
 
 
 class Spare:
-    """At most one blank file, which a thread prepares. Used by one appending thread."""
+    """At most one blank file, which a thread prepares. Used by one appending thread.
+
+    Attributes:
+        making: the thread.
+    """
 
     def __init__(self) -> None:
         self._blank: Blank | None = None
-        self._busy: _thread.LockType | None = None
+        self._order: tuple[Path, int] | None = None
+        self.making = Background(self._make)
 
     def prepare(self, path: Path, size: int) -> None:
         """Begins to prepare a file of `size` bytes, unless one is ready or on its way. Waits for nothing."""
-        if self._busy is not None or (self._blank is not None and self._blank.size == size):
+        if self.making.is_busy or (self._blank is not None and self._blank.size == size):
             return
-        old, self._blank = self._blank, None
-        self._busy = busy = _thread.allocate_lock()
-        busy.acquire()
-        try:
-            # threading.Thread.start waits until the thread runs; an append may not.
-            _thread.start_new_thread(self._prepare, (path, size, old, busy))
-        except RuntimeError:  # no more threads: the roll makes the segment itself
-            self._blank, self._busy = old, None
+        self._order = (path, size)
+        with contextlib.suppress(RuntimeError):  # no more threads: the roll makes the segment itself
+            self.making.ask()
 
-    def _prepare(self, path: Path, size: int, old: Blank | None, busy: _thread.LockType) -> None:
+    def _make(self) -> None:
         # A failure is silent here. The roll finds no spare, tries again, and its failure is the caller's error.
-        try:
-            with contextlib.suppress(OSError, MemoryError):
-                if old is not None:
-                    old.discard()
-                self._blank = Blank.create(path, size)
-        finally:
-            busy.release()
+        assert self._order is not None
+        with contextlib.suppress(OSError, MemoryError):
+            old, self._blank = self._blank, None
+            if old is not None:
+                old.discard()
+            self._blank = Blank.create(*self._order)
 
     def take(self, size: int) -> Blank | None:
         """The file, when it has that size. One that is on its way is waited for: it is nearer than a new one."""
-        self._settle()
+        self.making.wait()
         if self._blank is None or self._blank.size != size:
             return None
         blank, self._blank = self._blank, None
@@ -115,19 +115,13 @@ class Spare:
 
     def discard(self) -> None:
         """Removes the file, if there is one."""
-        self._settle()
+        self.making.wait()
         blank, self._blank = self._blank, None
         if blank is not None:
             blank.discard()
 
     def forget_after_fork(self) -> None:
-        """In a forked child: the file belongs to the parent, and so does the thread."""
-        blank, self._blank, self._busy = self._blank, None, None
+        """In a forked child: the file belongs to the parent."""
+        blank, self._blank = self._blank, None
         if blank is not None:
             os.close(blank.fd)
-
-    def _settle(self) -> None:
-        if self._busy is not None:
-            with self._busy:  # interrupted here, the next one waits again: the file is not forgotten
-                pass
-            self._busy = None

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from recollect.errors import CorruptionError
-from recollect.hot.format.files import create_exclusive, os_errors, replace_file
-from recollect.hot.format.notes import pack, unpack
+from recollect.hot.format.files import ABSENT, create_exclusive, os_errors, replace_file
+from recollect.hot.format.notes import pack, read
 from recollect.view.reach import Mark
 from recollect.view.reach import pack as pack_ranges
 from recollect.view.reach import unpack as unpack_ranges
@@ -47,10 +47,10 @@ def digest(uri: str) -> str:
 
 
 def read_home(root: Path) -> str | None:
-    """The home buffer's address, None while there is none."""
+    """The home buffer's address, None while there is none. Raises CorruptionError, StoreError."""
     try:
-        return str(unpack((root / "home.json").read_bytes())["uri"])
-    except FileNotFoundError:
+        return str(read(root / "home.json")["uri"])
+    except ABSENT:
         return None
     except (ValueError, KeyError, TypeError):
         raise CorruptionError(
@@ -72,10 +72,14 @@ def change_home(root: Path, uri: str) -> None:
 
 
 def read_cursor(root: Path, uri: str) -> Cursor | None:
-    """How far a target got, None when it was never seen or its note is damaged: the next snapshot writes it anew."""
+    """How far a target got, None when it was never seen or its note is damaged: the next snapshot writes it anew.
+
+    Raises:
+        StoreError: the note cannot be read.
+    """
     try:
-        data = unpack((root / "targets" / f"{digest(uri)}.json").read_bytes())
-    except (FileNotFoundError, ValueError):
+        data = read(root / "targets" / f"{digest(uri)}.json")
+    except (*ABSENT, ValueError):
         return None
     held: dict[int, list[tuple[int, int]]] = {}
     for writer, start, stop in unpack_ranges(data.pop("held")):
@@ -99,12 +103,12 @@ def write_cursor(root: Path, cursor: Cursor) -> None:
 
 
 def read_cursors(root: Path) -> list[Cursor]:
-    """Every target that was seen, by address."""
+    """Every target that was seen, by address. Raises StoreError."""
     out = []
-    for path in sorted((root / "targets").glob("[0-9a-f]*.json")):
+    for path in _notes(root):
         try:
-            data = unpack(path.read_bytes())
-        except (FileNotFoundError, ValueError):
+            data = read(path)
+        except (*ABSENT, ValueError):
             continue
         cursor = read_cursor(root, data["uri"])
         out += [] if cursor is None else [cursor]
@@ -112,16 +116,21 @@ def read_cursors(root: Path) -> list[Cursor]:
 
 
 def damaged_cursors(root: Path) -> list[Path]:
-    """The notes of targets that cannot be believed, and are not."""
+    """The notes of targets that cannot be believed, and are not. Raises StoreError."""
     out = []
-    for path in sorted((root / "targets").glob("[0-9a-f]*.json")):
+    for path in _notes(root):
         try:
-            unpack(path.read_bytes())
-        except FileNotFoundError:
+            read(path)
+        except ABSENT:
             continue
         except ValueError:
             out.append(path)
     return out
+
+
+def _notes(root: Path) -> list[Path]:
+    with os_errors("reading", root / "targets"):
+        return sorted((root / "targets").glob("[0-9a-f]*.json"))
 
 
 def trusted(root: Path, home: str | None) -> tuple[Mapping[int, Mark], str]:

@@ -7,7 +7,7 @@ are none (design/0006).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -25,7 +25,7 @@ from recollect.records.grow import Growing
 from recollect.records.grown import GrownView
 from recollect.records.layout import Layout
 from recollect.records.renewed import renewed
-from recollect.view import Bool, Cut, Extent, Ids, Narrowing, StepId, View, hull, merged
+from recollect.view import Bool, Cut, Extent, Ids, Narrowing, StepId, View, hull, make_ids, merged
 from recollect.view.narrow import NarrowedSource, chosen
 from recollect.view.reach import Ranges, within, without
 
@@ -41,10 +41,11 @@ class LiveSource:
 
     Attributes:
         last: how many of the newest rows may be read and drawn; all when None.
+        is_alone: whether nobody but the calling thread appends.
     """
 
-    def __init__(self, store: HotStore, last: int | None = None) -> None:
-        self._store, self.last = store, last
+    def __init__(self, store: HotStore, last: int | None = None, is_alone: Callable[[], bool] = lambda: False) -> None:
+        self._store, self.last, self.is_alone = store, last, is_alone
         self._begin(Growing(store.layout, last))
         if last is not None:
             with store.pinned():
@@ -197,11 +198,11 @@ class LiveSource:
         """Rows published that are neither taken in nor in `work`, writer by writer. Facts are noted too."""
         store = self._store
         store.refresh()
-        if self._opened != store.opened:
-            self._open_logs()
         known: dict[int, int] = {}
         for e in work:
             known[e.writer] = max(e.stop, known.get(e.writer, 0))
+        if self._opened != store.opened:
+            self._open_logs(known)
         out = []
         ended = set()
         for log in self._growing:
@@ -229,13 +230,29 @@ class LiveSource:
         cut = [Extent(e.writer, e.start, min(e.stop, stops.get(e.writer, e.stop))) for e in work]
         return [e for e in cut if e.start < e.stop]
 
-    def _open_logs(self) -> None:
+    def _open_logs(self, at_work: Container[int]) -> None:
+        """Takes note of new logs, and forgets those that are gone: a writer per episode would leave one each. Those
+        that are `at_work` are still taken in, and are forgotten the next time."""
         store = self._store
-        self._opened = store.opened
+        opened = store.opened
         self._logs = {writer: log for writer, log in sorted(store.logs.items()) if not log.gone}
+        for counts in (self._seen, self._facts_seen):
+            for writer in [w for w in counts if not (w in self._logs or w in at_work)]:
+                del counts[writer]
+        self._unplaced = self._may_be_placed(at_work)
         for writer in self._logs:  # in a forked child those that are known are opened anew
             self._seen.setdefault(writer, 0)
         self._growing = list(self._logs.values())
+        self._opened = opened
+
+    def _may_be_placed(self, at_work: Container[int]) -> list[StepId]:
+        """Of the steps whose facts wait for them, those that are here or may still come."""
+        gone = [i for i in self._unplaced if not (i.writer in self._logs or i.writer in at_work)]
+        if not gone:
+            return self._unplaced
+        slots = self._rows.find(make_ids([i.writer for i in gone], [i.seq for i in gone]))
+        lost = {gone[k] for k in np.flatnonzero(slots < 0).tolist()}
+        return [i for i in self._unplaced if i not in lost]
 
     def _take(self, work: list[Extent]) -> None:
         """Takes rows in, each after its predecessor: a resumed episode goes on in another writer's log, which may have
@@ -254,13 +271,16 @@ class LiveSource:
                     blocked.add(e.writer)
                     rest.append(Extent(e.writer, e.start + done, e.stop))
             if merged(rest) == merged(work):
-                alone = next((e for e in rest if (e.writer, e.start) in orphans), None)
+                # The first of each writer, whose rows keep their order.
+                first = {e.writer: e for e in reversed(rest)}
+                heads = [e for e in rest if e is first[e.writer]]
+                alone = next((e for e in heads if (e.writer, e.start) in orphans), None)
                 if alone is not None:
                     self._add(Extent(alone.writer, alone.start, alone.start + 1), strict=False)
                     k = rest.index(alone)
                     rest[k] = Extent(alone.writer, alone.start + 1, alone.stop)
                 else:
-                    orphans = {(e.writer, e.start) for e in rest}
+                    orphans = {(e.writer, e.start) for e in heads}
                     rest += self._news(rest)
                     self._evolve()
             work = [e for e in rest if e.stop > e.start]

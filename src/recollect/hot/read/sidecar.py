@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from recollect.errors import RecollectError
-from recollect.hot.format.files import boot_id, try_lock
+from recollect.hot.format.files import FileLock, boot_id, try_lock
 
 T = TypeVar("T")
 
@@ -40,7 +40,6 @@ _ABSENT = frozenset(
     )
 )
 """Primary result codes that say nothing against the file's content."""
-_locks_held: set[int] = set()
 _left_by_fork: list[sqlite3.Connection] = []
 
 
@@ -111,7 +110,7 @@ class Sidecar:
                 self._after(error, "write")
                 return None
             finally:
-                _unlock(lock)
+                lock.close()
 
     @property
     def is_paused(self) -> bool:
@@ -124,11 +123,9 @@ class Sidecar:
             lock = self._lock() if mine else None
             if lock is None:
                 return False
-            try:
+            with lock:
                 self._remove()
                 return True
-            finally:
-                _unlock(lock)
 
     def close(self) -> None:
         """Gives the file up until it is next asked."""
@@ -154,14 +151,11 @@ class Sidecar:
             if mine:
                 mutex.release()
 
-    def _lock(self) -> int | None:
+    def _lock(self) -> FileLock | None:
         try:
-            lock = try_lock(self.path.with_name(self.path.name + ".lock"))
+            return try_lock(self.path.with_name(self.path.name + ".lock"))
         except OSError:
             return None
-        if lock is not None:
-            _locks_held.add(lock)
-        return lock
 
     def _connect(self, *, create: bool = False) -> sqlite3.Connection | None:
         """A connection to the file that has the name now, checked once; None where there is none."""
@@ -241,22 +235,6 @@ def _within(connection: sqlite3.Connection, begin: str, work: Callable[[sqlite3.
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
         raise
-
-
-def _unlock(lock: int) -> None:
-    _locks_held.discard(lock)
-    os.close(lock)
-
-
-def _after_fork() -> None:
-    # A lock stays held while any copy of its descriptor is open: the child's copy is closed.
-    for lock in _locks_held:
-        with contextlib.suppress(OSError):
-            os.close(lock)
-    _locks_held.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def drop_index(path: Path, wait_s: float = 10.0) -> bool:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recollect.errors import CorruptionError, NotFound
+from recollect.errors import CorruptionError, NotFound, StoreError
 from recollect.hot.format import evicted, first, seal
 from recollect.hot.format.evicted import Evicted, read_evicted, signature
-from recollect.hot.format.files import writers_folders
+from recollect.hot.format.files import in_our_words, writers_folders
 from recollect.hot.format.layouts import Layouts
 from recollect.hot.format.targets import read_home
 from recollect.hot.read import catalog
@@ -98,18 +98,29 @@ class HotStore:
 
     def refresh(self) -> None:
         """Looks for evictions, for new writers, at every live writer's counter, and for a newer schema: three looks at
-        the folder and one load per writer while nothing is new."""
-        with self._lock:
-            self._notice()
-            self._discover()
-            ended = False
-            for log in self._growing:
-                log.refresh()
-                ended = ended or log.sealed
-            if ended:
-                self._growing = [log for log in self._growing if not log.sealed]
-            # Last: what was published under a newer schema, rows or facts, was published after that schema was made.
-            self.layouts.refresh()
+        the folder and one load per writer while nothing is new.
+
+        Raises:
+            CorruptionError: a note or a segment is damaged.
+            StoreError: the folder cannot be read.
+        """
+        try:
+            with self._lock:
+                self._notice()
+                self._discover()
+                ended = False
+                for log in self._growing:
+                    log.refresh()
+                    ended = ended or log.sealed
+                if ended:
+                    self._growing = [log for log in self._growing if not log.sealed]
+                # Last: what was published under a newer schema, rows or facts, was published after that schema was
+                # made.
+                self.layouts.refresh()
+        except OSError as e:
+            if isinstance(e, StoreError):
+                raise
+            raise in_our_words("reading", self.folder, e) from e
 
     def _discover(self) -> None:
         """Opens the logs of new writers. The folder's time of change says whether there can be any, unless it is so

@@ -8,7 +8,6 @@ durable point are read again, unless the file is a copy, whose parts may stem fr
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from recollect.errors import ConflictError, CorruptionError, StoreError
 from recollect.hot.format.files import (
+    ABSENT,
     lock_when_free,
     locked,
     os_errors,
@@ -28,6 +28,7 @@ from recollect.hot.format.files import (
 from recollect.hot.format.first import read_first
 from recollect.hot.format.holes import read_holes
 from recollect.hot.format.layouts import Layouts
+from recollect.hot.format.room import give_back_zeros
 from recollect.hot.format.seal import Seal, read_seal, seal
 from recollect.hot.format.segment import OWNER, RESUMPTION, ROWS_MASK, Segment
 from recollect.hot.format.tails import damaged_slots
@@ -89,16 +90,15 @@ def recover(folder: Path, layouts: Layouts) -> list[Recovery]:
             stack.enter_context(locked(folder / ".recovery", WAIT_S))
         for path in open_logs:
             try:
-                lock = lock_when_free(path / "lock")
-            except FileNotFoundError:
+                with os_errors("locking", path, but=ABSENT):
+                    lock = lock_when_free(path / "lock")
+            except ABSENT:
                 continue  # it was sealed, and evicted meanwhile
             if lock is None:
                 continue
-            try:
+            with lock:
                 if not _is_sealed(path) and path.is_dir():
                     out.append(recover_log(path, layouts))
-            finally:
-                os.close(lock)
         _remove_abandoned(folder)
     return out
 
@@ -189,6 +189,9 @@ def recover_log(folder: Path, layouts: Layouts) -> Recovery:
     lost_tails = damaged_slots(tails, layout)
     _flush(readable, [*unsynced, *tails], again=flush_failed)
     sync_folder(folder)
+    if not (lost or lost_facts or lost_segments or lost_tails):  # what is damaged may still be of use to somebody
+        for segment in readable:
+            give_back_zeros(segment.path)
     what = Seal(rows, facts, segments, False, resumed, lost, lost_facts, lost_segments, len(tails), lost_tails)
     seal(folder, what)
     cut = Extent(writer, *lost) if lost else None
@@ -224,4 +227,4 @@ def _remove_abandoned(folder: Path) -> None:
                 lock = lock_when_free(path / "lock")
                 if lock is not None:
                     shutil.rmtree(path, ignore_errors=True)
-                    os.close(lock)
+                    lock.close()

@@ -7,7 +7,6 @@ state that the next one goes on from; a repair of a workspace that is whole chan
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -136,7 +135,7 @@ class _Log:
                     break
         finally:
             if lock is not None:
-                os.close(lock)
+                lock.close()
 
     def _give_up(self, rows: Ranges = (), facts: Ranges = (), segments: tuple[Lost, ...] = (), **more: Ranges) -> None:
         """Notes what is gone; what was noted before changes nothing."""

@@ -8,7 +8,6 @@ removed by the next one. Evictions of one workspace take turns by a lock that no
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import weakref
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from recollect.hot.format.evicted import write_evicted
 from recollect.hot.format.files import os_errors, try_lock
 from recollect.hot.format.first import First, Resumption, write_first
+from recollect.hot.format.room import disk_bytes
 from recollect.hot.format.segment import Segment
 from recollect.hot.format.targets import read_home, trusted
 from recollect.hot.keep import Choice, Keep, Parcel, choose
@@ -33,6 +33,8 @@ from recollect.view import EpisodeKey, Fact
 from recollect.view.reach import Mark
 
 LEAVING = ".evicted"
+LOCK = "evict.lock"
+"""Held while something is evicted, in the workspace's folder."""
 _hashes: weakref.WeakKeyDictionary[Segment, NDArray[np.uint64]] = weakref.WeakKeyDictionary()
 
 
@@ -45,6 +47,7 @@ class Eviction:
         dropped_rows, dropped_facts: of these, what the home buffer did not hold.
         waiting_rows: rows beyond the limits that wait for their promotion; `waiting_bytes` likewise.
         reason: why nothing counts as promoted, "" where that is not so.
+        skipped: whether it was left to another eviction that was at work.
     """
 
     rows: int = 0
@@ -56,6 +59,7 @@ class Eviction:
     waiting_rows: int = 0
     waiting_bytes: int = 0
     reason: str = ""
+    skipped: bool = False
 
 
 def weigh(store: HotStore, keep: Keep, now_ns: int) -> tuple[Choice, Mapping[int, Mark], str]:
@@ -64,9 +68,9 @@ def weigh(store: HotStore, keep: Keep, now_ns: int) -> tuple[Choice, Mapping[int
     marks, reason = trusted(root, read_home(root))
     logs = [log for log in list(store.logs.values()) if not log.gone]
     parcels = {log.writer: _parcels(log, marks.get(log.writer, Mark())) for log in logs}
-    size = sum(len(s.map) for log in logs for s in log.segments)
+    size = sum(disk_bytes(s.path) for log in logs for s in log.segments)
     if keep.bytes is not None:
-        size += sum(_size(p) for log in logs for p in log.folder.glob("*.tails"))
+        size += sum(disk_bytes(p) for log in logs for p in log.folder.glob("*.tails"))
     rows = sum(log.rows - log.first.row for log in logs)
     done = frozenset(log.writer for log in logs if log.sealed)
     return choose(keep, parcels, rows, size, now_ns, done), marks, reason
@@ -80,10 +84,10 @@ def evict(store: HotStore, keep: Keep, now_ns: int) -> Eviction | None:
         CorruptionError: a note or segment is damaged.
     """
     with os_errors("evicting from", store.folder):
-        lock = try_lock(store.folder.parent / "evict.lock")
+        lock = try_lock(store.folder.parent / LOCK)
         if lock is None:
             return None
-        try:
+        with lock:
             store.refresh()
             choice, _, reason = weigh(store, keep, now_ns)
             if any(choice.segments.values()) or any(
@@ -95,8 +99,6 @@ def evict(store: HotStore, keep: Keep, now_ns: int) -> Eviction | None:
                 return _Pass(store, keep, now_ns).run()
             _sweep(store)
             return Eviction(waiting_rows=choice.waiting_rows, waiting_bytes=choice.waiting_bytes, reason=reason)
-        finally:
-            os.close(lock)
 
 
 def _sweep(store: HotStore) -> None:
@@ -139,7 +141,7 @@ def _parcels(log: WriterLog, mark: Mark) -> list[Parcel]:
             newest = max(newest, int(segment.facts["time"][fact_stop - fact - 1]))
         end = kept[-1][1] if kept else first
         promoted = not _lacking(log, mark, first, stop) and end <= mark.rows and fact_stop <= mark.facts
-        out.append(Parcel(stop - first, fact_stop - fact, len(segment.map), newest, promoted))
+        out.append(Parcel(stop - first, fact_stop - fact, disk_bytes(segment.path), newest, promoted))
     return out
 
 
@@ -213,7 +215,7 @@ class _Pass:
                 rows=out.rows + row - log.first.row,
                 facts=out.facts + lost,
                 segments=out.segments + count,
-                bytes=out.bytes + sum(len(s.map) for s in log.segments[:count]),
+                bytes=out.bytes + sum(disk_bytes(s.path) for s in log.segments[:count]),
                 dropped_rows=out.dropped_rows + after.dropped_rows - log.first.dropped_rows,
                 dropped_facts=out.dropped_facts + missed,
             )
@@ -365,10 +367,3 @@ def _alive(keys: set[EpisodeKey], left: NDArray[np.uint64]) -> set[EpisodeKey]:
     pairs = np.array(ordered, np.int64).reshape(-1, 2)
     here = np.isin(_hash(pairs[:, 0], pairs[:, 1]), left).tolist()
     return {key for key, hit in zip(ordered, here, strict=True) if hit}
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

@@ -6,8 +6,6 @@ went on in a new segment: there in a thread of its own, so that no append waits 
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +13,13 @@ from pathlib import Path
 
 from recollect.errors import RecollectError
 from recollect.hot import home
+from recollect.hot.format.background import Background
+from recollect.hot.format.files import os_errors
 from recollect.hot.format.targets import read_cursors, read_home
 from recollect.hot.keep import Keep
 from recollect.hot.read.log import WriterLog
 from recollect.hot.read.store import HotStore
-from recollect.hot.retention.evict import Eviction, evict, weigh
+from recollect.hot.retention.evict import LOCK, Eviction, evict, weigh
 from recollect.hot.write.writer import Writer
 from recollect.view.reach import Mark
 
@@ -52,7 +52,9 @@ class Retention:
         dropped_rows, dropped_facts: of these, what the home buffer did not hold when they went.
         unlinked_bytes: disk space of evicted segments that this process still maps.
         targets: every buffer that was promoted to.
-        problem: why nothing counts as promoted, or why an eviction failed; "" where neither is so.
+        skipped: evictions that this handle left to another one at work, since it last carried one out.
+        problem: why the last eviction of this handle failed, why nothing counts as promoted, or that rows which may go
+            stay because evictions were skipped; "" where none is so.
     """
 
     keep: Keep
@@ -66,6 +68,7 @@ class Retention:
     dropped_facts: int
     unlinked_bytes: int
     targets: tuple[TargetStats, ...]
+    skipped: int
     problem: str
 
 
@@ -76,21 +79,19 @@ def _lacking(mark: Mark, log: WriterLog) -> int:
 
 
 class Retainer:
-    """Evicts from one workspace on behalf of one handle.
+    """Evicts from one workspace on behalf of one handle of one process: a forked child makes its own.
 
     Args:
-        path: the workspace's folder.
+        path: the workspace's folder; `id` the workspace, since another one may come to have that folder.
         hot: its store, where it has a schema.
         writers: this handle's own writers, which hold maps of their segments.
     """
 
-    def __init__(self, path: Path, hot: Callable[[], HotStore], writers: Callable[[], list[Writer]]) -> None:
-        self._path, self._hot, self._writers = path, hot, writers
-        self._gate = threading.Lock()
-        self._wanted = self._running = False
-        self._thread: threading.Thread | None = None
-        self._pid = os.getpid()
+    def __init__(self, path: Path, id: str, hot: Callable[[], HotStore], writers: Callable[[], list[Writer]]) -> None:
+        self._path, self._id, self._hot, self._writers = path, id, hot, writers
+        self._thread = Background(self._evict_behind)
         self._failed = ""
+        self._skipped = 0
 
     @property
     def keep(self) -> Keep:
@@ -98,67 +99,57 @@ class Retainer:
         return home.describe(self._path).keep
 
     def run(self) -> Eviction:
-        """Evicts what may go. An eviction that another process is at work on is left to it.
+        """Evicts what may go. An eviction that another one is at work on is left to it: `skipped`.
 
         Raises:
+            NotFound: the workspace was deleted.
             StoreError: the folder cannot be written.
             CorruptionError: a note or segment is damaged.
         """
         keep = self.keep
-        done = evict(self._hot(), keep, time.time_ns()) if keep.limited else None
+        done: Eviction | None = Eviction()
+        if keep.limited:
+            with home.held(self._path, self._id):
+                done = evict(self._hot(), keep, time.time_ns())
         logs = self._hot().logs
         for writer in self._writers():
             log = logs.get(writer.id)
             if log is not None:
                 writer.let_go(log.first.segment)
-        return Eviction() if done is None else done
+        if done is None:
+            self._skipped += 1
+            return Eviction(skipped=True)
+        self._failed, self._skipped = "", 0
+        return done
 
     def try_run(self) -> Eviction:
-        """Likewise, but a failure is only noted: whoever calls it has done what it was asked for."""
+        """Likewise, but a failure of any kind is only noted, in `stats`: whoever calls it has done what it was asked
+        for."""
         try:
-            done = self.run()
-        except RecollectError as e:
-            self._failed = e.text
+            return self.run()
+        except Exception as e:
+            self._failed = e.text if isinstance(e, RecollectError) else f"an eviction failed: {e!r}"
             return Eviction(reason=self._failed)
-        self._failed = ""
-        return done
 
     def after_roll(self) -> None:
         """Evicts in a thread of its own. Called with the writer's lock held, so it waits for nothing."""
-        if os.getpid() != self._pid:
-            return
-        with self._gate:
-            self._wanted = True
-            if self._running:
-                return
-            self._running = True
-        thread = threading.Thread(target=self._serve, name="recollect-evict", daemon=True)
         try:
-            thread.start()
-        except RuntimeError:  # no thread to be had, or the interpreter is shutting down: the next roll tries again
-            self._running = False
-            return
-        self._thread = thread
+            self._thread.ask()
+        except RuntimeError as e:  # the next roll tries again
+            self._failed = f"there was no thread to evict in: {e}"
 
-    def _serve(self) -> None:
-        while True:
-            with self._gate:
-                if not self._wanted:
-                    self._running = False
-                    return
-                self._wanted = False
-            self.try_run()
+    def _evict_behind(self) -> None:
+        self.try_run()
 
     def close(self) -> None:
         """Waits for an eviction that is at work."""
-        thread = self._thread
-        if thread is not None and os.getpid() == self._pid:
-            thread.join()
+        self._thread.wait()
 
     def stats(self) -> Retention:
-        """What is kept, what waits, what went."""
+        """What is kept, what waits, what went. Raises StoreError, CorruptionError."""
         keep, store = self.keep, self._hot()
-        choice, _, reason = weigh(store, keep, time.time_ns())
+        with os_errors("reading", self._path):
+            choice, _, reason = weigh(store, keep, time.time_ns())
         logs = [log for log in list(store.logs.values()) if not log.gone]
         first = [log.first for log in logs]
         gone, at_home = store.evicted, read_home(self._path)
@@ -183,5 +174,22 @@ class Retainer:
             dropped_facts=gone.dropped_facts + sum(f.dropped_facts for f in first),
             unlinked_bytes=store.unlinked_bytes,
             targets=targets,
-            problem=self._failed or (reason if keep.limited and keep.unpromoted == "refuse" else ""),
+            skipped=self._skipped,
+            problem=self._failed or self._why_not(keep, reason, any(choice.segments.values())),
         )
+
+    def _why_not(self, keep: Keep, reason: str, more: bool) -> str:
+        """Why rows stay that the limits want gone.
+
+        Args:
+            reason: why nothing counts as promoted.
+            more: whether some may go all the same.
+        """
+        if keep.limited and keep.unpromoted == "refuse" and reason:
+            return reason
+        if more and self._skipped:
+            return (
+                f"something else held {str(self._path / LOCK)!r} the last {self._skipped} times that rows were to go; "
+                "if that does not end, end its process"
+            )
+        return ""

@@ -355,7 +355,9 @@ class StepAppender:
 
 
 def ended_error(episode: OpenEpisode) -> EpisodeError:
-    return EpisodeError(f"episode {episode.key.default_id} has ended", remedy="Open a new one with writer.episode()")
+    return EpisodeError(
+        f"episode {episode.id or episode.key.default_id} has ended", remedy="Open a new one with writer.episode()"
+    )
 
 
 def _flag(value: Any, name: str) -> bool:

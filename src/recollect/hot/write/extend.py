@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -14,8 +13,8 @@ from recollect.errors import EpisodeError, FieldError
 from recollect.hot.format.fields import FieldWriters, OpenEpisode
 from recollect.hot.write.blocks import write_block
 from recollect.hot.write.columns import take_columns, take_observation
-from recollect.hot.write.facts import check_facts
-from recollect.hot.write.growing import GrowingLog
+from recollect.hot.write.facts import check_facts, check_id
+from recollect.hot.write.growing import GrowingLog, encode_fact
 from recollect.hot.write.rows import Rows, episode_keys, neighbours, number_keys
 from recollect.view import EpisodeKey
 
@@ -38,12 +37,11 @@ class BlockAppender:
         """Writes and publishes checked rows, the log's lock held."""
         write_block(self.log, self.fields, rows)
 
-    def _make_room(self, rows: Rows, facts: int, texts: list[str]) -> None:
+    def _make_room(self, rows: Rows, facts: list[bytes]) -> None:
         """Finds room for a block and its facts before either is written, so that neither comes without the other."""
         room = rows.room
-        body = sum([len(t.encode()) + 64 for t in texts])
         self.log.tails.ensure(room.lanes)
-        self.log.reserve(room.rows, room.planes, facts, room.heap_bytes + body)
+        self.log.reserve(room.rows, room.planes, len(facts), room.heap_bytes + sum(map(len, facts)))
 
     def extend(
         self, columns: Mapping[str, Any], named: dict[int | str, OpenEpisode], open_new: OpenNew, number: Number
@@ -85,8 +83,9 @@ class BlockAppender:
                 states, which, later, first, step, taken, following, terminated, truncated, priority, self.observed
             )
             unopened = [k for k, s in zip(distinct, states, strict=True) if s is None]
-            texts = [k for k in unopened if isinstance(k, str)]
-            self._make_room(rows, len(texts) + len(facts), [*texts, *map(json.dumps, facts.values())])
+            texts = [check_id(k, self.fields.mask) for k in unopened if isinstance(k, str)]
+            named_facts = [*({"id": text} for text in texts), *facts.values()]
+            self._make_room(rows, [encode_fact(values) for values in named_facts])
             if unopened:
                 rows.keys = self._open(rows, distinct, facts, named, open_new, number)
             else:

@@ -7,10 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from recollect.errors import FieldError
+from recollect.errors import ArgumentError, FieldError
 from recollect.masking import Masker, mask_json
 from recollect.schema import Embedding, Field, Frames, Json, Ragged, Schema, Tensor, Text
 from recollect.schema.values import cast_array, check_text, dump_json
+
+
+def check_id(id: str, mask: Masker) -> str:
+    """The caller's name for an episode as it is stored.
+
+    Raises:
+        ArgumentError: not text, or empty, before or after masking.
+        FieldError: text that UTF-8 cannot hold.
+    """
+    if not isinstance(id, str) or not id:
+        raise ArgumentError("an episode id is text that is not empty", value=id)
+    masked = mask(check_text(id, "episode id"))
+    if not isinstance(masked, str) or not masked:
+        raise ArgumentError("an episode id is text that is not empty, once masked too", value=masked)
+    return check_text(masked, "episode id")
 
 
 def check_facts(schema: Schema, facts: Mapping[str, Any], mask: Masker) -> dict[str, Any]:

@@ -5,14 +5,14 @@ What to write is others' business; where it goes, and when it counts, is decided
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
 import os
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -20,7 +20,8 @@ import numpy as np
 
 from recollect.errors import DiskFull, NotFound, StoreError, WriterError
 from recollect.hot.format.fields import OpenEpisode
-from recollect.hot.format.files import locked, os_errors, sync_folder, try_lock
+from recollect.hot.format.files import FileLock, locked, os_errors, sync_folder, try_lock
+from recollect.hot.format.room import give_back
 from recollect.hot.format.seal import Seal, seal
 from recollect.hot.format.segment import (
     FACT,
@@ -39,38 +40,16 @@ from recollect.hot.format.segment import (
 )
 from recollect.hot.format.spare import Spare
 from recollect.hot.format.tails import TailLanes
+from recollect.hot.write.growth import WORTH, Behind
 from recollect.records.block import Values
 from recollect.records.layout import Layout
 from recollect.view import EpisodeKey, StepId
 
 Durability: TypeAlias = Literal["process", "interval", "step"]
 SEGMENT_BYTES = (1 << 20, 4 << 20, 16 << 20, 64 << 20)
-"""Target sizes of a writer's first segments; the last one is used from then on."""
+"""Target sizes of a writer's segments, one after the other while they fill up; the last one is used from then on."""
 GATE, GATE_WAIT_S = ".gate", 30.0
 """A file that starting writers lock shared and a deletion locks alone, and how long either waits for the other."""
-
-
-@dataclass
-class Behind:
-    """What concerns the segments behind the newest one, and what is done when there is another.
-
-    Attributes:
-        unsynced: segments, the newest included, that no completed sync covers; named: whether one of them got its name
-            since the folder was last flushed.
-        evicted_below: segments below it were evicted; set by whoever evicts.
-        largest: bytes that a segment may have unless one append needs more; None for no bound.
-        resumed: whether an episode of another writer, or a closed one, went on in the log.
-        on_roll: called after the log went on in a new segment, with the log's lock held.
-        untold: why a sync in the background failed, until a caller was told.
-    """
-
-    unsynced: list[Segment] = field(default_factory=list)
-    named: bool = False
-    largest: int | None = None
-    evicted_below: int = 0
-    on_roll: Callable[[], None] | None = None
-    resumed: bool = False
-    untold: StoreError | None = None
 
 
 class GrowingLog:
@@ -91,26 +70,29 @@ class GrowingLog:
         behind: the segments behind the newest one.
     """
 
-    def __init__(self, folder: Path, layout: Layout, agent: str, durability: Durability) -> None:
+    def __init__(
+        self, folder: Path, layout: Layout, agent: str, durability: Durability, *, only_facts: bool = False
+    ) -> None:
         self.id = int.from_bytes(os.urandom(8), "little") & ((1 << 63) - 1)
         self.agent, self.layout, self.durability = agent, layout, durability
         self.folder = folder / f"{self.id:016x}"
         self.lock = threading.RLock()
         self.unusable: str | None = None
         self.waiting: tuple[list[OpenEpisode], dict[str, Values]] | None = None
-        self.first_row = self.first_fact = 0
+        self.first_row = self.first_fact = self.rows = self.facts = self.heap_used = 0
+        self.planes: dict[str, int] = {}
         self.last_time = 0
-        self.behind = Behind()
+        self.behind = Behind(only_facts=only_facts)
         self._count = 0
         self._syncing = threading.Lock()
         self._spare = Spare()
-        self._lock_fd = _make_locked(self.folder)
+        self._held = _make_locked(self.folder)
         self.tails = TailLanes(self.folder, layout)
         self.segment: Segment
         try:
-            self._start(Shape.fitting(layout, SEGMENT_BYTES[0]), 0, 0)
+            self._start(Shape.fitting(layout, self._sizes()[0], only_facts=only_facts), 0, 0)
         except BaseException:
-            os.close(self._lock_fd)
+            self._held.close()
             raise
 
     # -- segments ------------------------------------------------------------------------------------------
@@ -133,9 +115,11 @@ class GrowingLog:
         # A writer that has filled the small segments goes on in a hurry: the next one is begun early. One that
         # never writes much costs no file that it does not need.
         part = 2 if self._count + 1 < len(SEGMENT_BYTES) else 8
-        mark = Shape(shape.rows // part, shape.facts // part, shape.planes // part, shape.heap_bytes // part)
+        mark = Shape(*(max(1, count // part) for count in (shape.rows, shape.facts, shape.planes, shape.heap_bytes)))
         if self._count:
             self.segment.control[1] = 1
+            self.behind.stored += self._stored()
+            self._leave(len(self.segment.map) // WORTH)
         self.segment = segment  # before it is in the list: see sync
         self._count += 1
         self.behind.named = True
@@ -145,6 +129,7 @@ class GrowingLog:
         self.first_row, self.first_fact = first_row, first_fact
         self.rows = self.facts = self.heap_used = 0
         self._mark: Shape | None = mark
+        self.behind.ahead = None
         self.max_rows = min(self._full, mark.rows)
 
     @property
@@ -155,15 +140,38 @@ class GrowingLog:
     def _shape(self, target: int, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> Shape:
         """The shape of a segment of about `target` bytes, with room for the given needs."""
         return Shape.fitting(
-            self.layout, target, rows + ROWS_PER_APPEND, planes + ROWS_PER_APPEND, facts + 1, heap_bytes
+            self.layout,
+            target,
+            rows + ROWS_PER_APPEND,
+            planes + ROWS_PER_APPEND,
+            facts + 1,
+            heap_bytes,
+            like=self._used(),
+            only_facts=self.behind.only_facts,
         )
+
+    def _used(self) -> Shape:
+        """What the newest segment holds."""
+        return Shape(self.rows, self.facts, max(self.planes.values(), default=0), self.heap_used)
+
+    def _stored(self) -> int:
+        """Bytes that the newest segment holds."""
+        planes = sum(count * self.layout.plane_bytes[path] for path, count in self.planes.items())
+        return self.rows * self.layout.itemsize + self.facts * FACT.itemsize + planes + self.heap_used
+
+    def _leave(self, at_least: int) -> None:
+        """Takes note of the newest segment's unused room, where it comes to so many bytes: it goes back."""
+        unused = self.segment.unused(self.rows, self.facts, self.planes, self.heap_used)
+        if sum(stop - start for start, stop in unused) >= at_least:
+            self.behind.unused[self.segment.path] = unused
+
+    def _sizes(self) -> list[int]:
+        """Target sizes of the segments, in ascending order."""
+        return self.behind.sizes(SEGMENT_BYTES)
 
     def _next_target(self) -> int:
         """Bytes that the next segment is to have."""
-        target = SEGMENT_BYTES[min(self._count, len(SEGMENT_BYTES) - 1)]
-        if self.behind.largest is not None:
-            target = max(SEGMENT_BYTES[0], min(target, self.behind.largest))
-        return target
+        return self.behind.next_size(self._sizes(), self._stored(), self.segment.header.shape.full(self._used()))
 
     def turn_page(self) -> None:
         """Makes room for one append's rows: looks ahead when a part of the segment is full, and goes on in a new
@@ -178,7 +186,8 @@ class GrowingLog:
         if self._mark is not None:
             self.max_rows = self._full
             self._mark = None
-            size = segment_bytes(self.layout, self._header(self._shape(self._next_target()), 0, 0))
+            self.behind.ahead = shape = self._shape(self._next_target())
+            size = segment_bytes(self.layout, self._header(shape, 0, 0))
             self._spare.prepare(self.folder / f".next-{self._count:08d}.new", size)
 
     def roll(self, rows: int = 0, planes: int = 0, facts: int = 0, heap_bytes: int = 0) -> None:
@@ -188,17 +197,24 @@ class GrowingLog:
         Ctrl-C for one, ends the writer: it could be in either segment.
         """
         target = self._next_target()
+        sizes = (target, *(s for s in self._sizes()[::-1] if s < target))
+        shapes = [self._shape(size, rows, planes, facts, heap_bytes) for size in sizes]
+        ahead, needed = self.behind.ahead, self._shape(0, rows, planes, facts, heap_bytes)
+        if ahead is not None and ahead.holds(needed):
+            shapes[0] = ahead
         path = self._path()
         try:
-            for size in (target, *(s for s in SEGMENT_BYTES[::-1] if s < target)):
-                shape = self._shape(size, rows, planes, facts, heap_bytes)
+            for shape in shapes:
                 try:
                     self._start(shape, self.first_row + self.rows, self.first_fact + self.facts)
                     break
                 except DiskFull:
-                    if size == SEGMENT_BYTES[0] or path.exists():
+                    if shape is shapes[-1] or path.exists():
                         raise
             self._let_go()
+            if (newest := self.behind.unsynced[-2:-1]) and (unused := self.behind.unused.get(newest[0].path)):
+                with contextlib.suppress(RuntimeError):  # no more threads: the next sync does it
+                    _thread.start_new_thread(give_back, (newest[0].path, unused))
         except BaseException:
             if path.exists():
                 self.unusable = self.unusable or "a roll was interrupted halfway"
@@ -262,7 +278,7 @@ class GrowingLog:
         self, key: EpisodeKey, step: StepId | None, values: Mapping[str, Any], *, kind: int = VALUES
     ) -> StepId:
         """Writes and publishes checked facts; returns the fact's own id."""
-        body = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        body = encode_fact(values)
         self.reserve(facts=1, heap_bytes=len(body))
         at, row = self.heap_used, self.facts
         self.segment.heap[at : at + len(body)] = np.frombuffer(body, np.uint8)
@@ -315,6 +331,7 @@ class GrowingLog:
             for segment in rolled:
                 self.behind.unsynced.remove(segment)
                 segment.close()
+            self.behind.give_back()
 
     @property
     def position(self) -> tuple[int, int]:
@@ -325,7 +342,7 @@ class GrowingLog:
 
     @property
     def is_open(self) -> bool:
-        return self._lock_fd >= 0
+        return self._held.fd >= 0
 
     def close(self, *, whole: bool = True) -> None:
         """Makes everything durable, seals the log, gives up lock and files.
@@ -343,11 +360,13 @@ class GrowingLog:
             if self.unusable is None and whole:
                 self.unusable = "closed"
                 rows, facts = self.first_row + self.rows, self.first_fact + self.facts
+                self._leave(0)
+                self.behind.give_back()
                 self.segment.mark_sealed()
                 seal(self.folder, Seal(rows, facts, self._count, clean=True, resumed=self.behind.resumed))
         finally:
             self.unusable = self.unusable or "closed"
-            self._release()
+            self._held.close()
             for segment in self.behind.unsynced:
                 segment.close()
             for tail in self.tails.files:
@@ -370,16 +389,15 @@ class GrowingLog:
         self._spare.forget_after_fork()
         self.behind.untold = None
         self.unusable = "it was opened before a fork"
-        self._release()
-
-    def _release(self) -> None:
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
 
 
-def _make_locked(folder: Path) -> int:
-    """Creates a writer's folder with its lock held; returns the lock's descriptor.
+def encode_fact(values: Mapping[str, Any]) -> bytes:
+    """A fact's values as they lie in the heap."""
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+
+def _make_locked(folder: Path) -> FileLock:
+    """Creates a writer's folder with its lock held.
 
     The folder gets its name last: whoever finds one whose lock is free may take the writer for dead. The gate is shared
     meanwhile, so that the workspace cannot be deleted between the look for live writers and this one's lock.
@@ -393,17 +411,17 @@ def _make_locked(folder: Path) -> int:
     try:
         with os_errors("creating a writer in", log), locked(log / GATE, GATE_WAIT_S, shared=True):
             temporary.mkdir()
-            lock_fd = try_lock(temporary / "lock")
-            assert lock_fd is not None, "nobody else knows this name"
+            lock = try_lock(temporary / "lock")
+            assert lock is not None, "nobody else knows this name"
             try:
                 sync_folder(temporary)
                 temporary.rename(folder)
                 sync_folder(log)
             except BaseException:
-                os.close(lock_fd)
+                lock.close()
                 raise
     except StoreError as e:
         if isinstance(e.__cause__, FileNotFoundError):
             raise NotFound(f"no workspace at {str(log.parent)!r}", remedy="It was deleted; create it again") from e
         raise
-    return lock_fd
+    return lock

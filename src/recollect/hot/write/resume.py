@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recollect.errors import EpisodeError, StoreError
+from recollect.errors import EpisodeError, SchemaMismatch, StoreError
 from recollect.hot.format.evicted import Evicted, read_evicted
 from recollect.hot.format.files import is_locked, os_errors, sync_file, sync_folder
 from recollect.hot.format.segment import FAILED
@@ -77,7 +77,12 @@ def resume_point(store: HotStore, key: EpisodeKey, layout: Layout) -> ResumePoin
     """
     cut, extents, rows = _settle(store, key)
     for first in {e.writer: e for e in reversed(extents)}.values():
-        store.pieces((Extent(first.writer, first.start, first.start + 1),), layout)  # raises for a newer schema
+        try:
+            store.pieces((Extent(first.writer, first.start, first.start + 1),), layout)
+        except SchemaMismatch as e:
+            raise SchemaMismatch(
+                e.message, value=e.value, remedy="Resume it with a new writer, ws.writer(), which has the newer schema"
+            ) from None
     known = store.catalog.facts_of([key], cut).episodes.get(key, {})
     steps = sorted(r for r in rows if not r.flags & FINAL)
     last = steps[-1] if steps else None

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import Any
 
+import numpy as np
+
 from recollect.errors import ArgumentError, EpisodeError, StoreError, WriterError
+from recollect.hot.format.background import Background
 from recollect.hot.format.fields import FieldWriters, OpenEpisode
 from recollect.hot.format.files import locked
 from recollect.hot.format.segment import CLOSED, RESUMPTION
 from recollect.hot.write.append import StepAppender
 from recollect.hot.write.extend import BlockAppender
-from recollect.hot.write.facts import check_facts
+from recollect.hot.write.facts import check_facts, check_id
 from recollect.hot.write.growing import Durability, GrowingLog
 from recollect.hot.write.lanes import Lanes
 from recollect.hot.write.resume import INTERRUPTED, ResumePoint
@@ -48,11 +52,13 @@ class Writer:
         on_roll: Callable[[], None] | None = None,
         largest: int | None = None,
         find: Callable[[str | EpisodeKey | StepId, Layout], ResumePoint] | None = None,
+        only_facts: bool = False,
     ) -> None:
         self.layout, self.agent, self.durability = layout, agent, durability
         self._mask, self._find, self._folder = mask, find, folder
-        self._log = GrowingLog(folder, layout, agent, durability)
-        self._log.behind.on_roll, self._log.behind.largest = on_roll, largest
+        self._log = GrowingLog(folder, layout, agent, durability, only_facts=only_facts)
+        self._on_roll = on_roll  # the log, which outlives a writer that is dropped, must not keep it
+        self._log.behind.on_roll, self._log.behind.largest = _weakly(on_roll), largest
         self.id = self._log.id
         fields = FieldWriters(layout, mask)
         self._single = StepAppender(self._log, fields)
@@ -62,7 +68,10 @@ class Writer:
         self._named: dict[int | str, OpenEpisode] = {}
         self._most_open = 256  # entries before ended episodes are looked for
         self._episodes = 0
+        self.thread: int | None = None
+        """The thread that last began an episode, None before the first."""
         self._flusher = _Flusher(self._log) if durability == "interval" else None
+        weakref.finalize(self, _leave, self._log, self._flusher).atexit = False
         _live.add(self)
 
     # -- episodes ------------------------------------------------------------------------------------------
@@ -99,6 +108,7 @@ class Writer:
             with self._log.lock:
                 self._log.check()
                 opened = self._open[point.key] = OpenEpisode(point.key)
+                self.thread = threading.get_ident()
                 opened.id, opened.step, opened.history = point.id, point.step, point.history
                 opened.judged = point.status not in (None, INTERRUPTED)
                 resumption = {
@@ -107,27 +117,32 @@ class Writer:
                     "after": point.after,
                     "turn": point.turn,
                 }
-                self._log.append_fact(point.key, None, resumption, kind=RESUMPTION)
-                if point.waiting is not None:
-                    self._single.put_observation(opened, point.waiting.records[:1], point.waiting.planes)
-            self._log.sync()  # a power cut that kept resumed rows without it would leave them to nobody
-        return Episode(self, opened)
+                begun = self._log.position
+                try:
+                    self._log.append_fact(point.key, None, resumption, kind=RESUMPTION)
+                    if point.waiting is not None:
+                        self._single.put_observation(opened, point.waiting.records[:1], point.waiting.planes)
+                    self._log.sync()  # a power cut that kept resumed rows without it would leave them to nobody
+                    return Episode(self, opened)
+                except BaseException:
+                    if self._log.position != begun:  # nobody gets the handle that could close it
+                        self.close_episode(opened)
+                    raise
 
     def open_episode(self, id: str | None, attempt: int | None, facts: Mapping[str, Any]) -> OpenEpisode:
         """The state of a new episode, for appenders."""
         values: dict[str, Any] = {}
         if id is not None:
-            if not isinstance(id, str) or not id:
-                raise ArgumentError("an episode id is text that is not empty", value=id)
-            values["id"] = self._mask(id)
+            values["id"] = check_id(id, self._mask)
         if attempt is not None:
-            if not isinstance(attempt, int) or attempt < 0:
-                raise ArgumentError("an attempt is a whole number of at least 0", value=attempt)
+            if isinstance(attempt, bool) or not isinstance(attempt, int) or not 0 <= attempt < 1 << 63:
+                raise ArgumentError("an attempt is a whole number of at least 0 that fits 64 bits", value=attempt)
             values["attempt"] = attempt
         values.update(check_facts(self.layout.schema, facts, self._mask))
         with self._log.lock:
             self._log.check()
             key = EpisodeKey(self.id, self._episodes)
+            self.thread = threading.get_ident()
             if values:
                 self._log.append_fact(key, None, values)
             self._episodes += 1
@@ -142,6 +157,7 @@ class Writer:
     def _number(self, count: int) -> EpisodeKey:
         """Takes the keys of so many new episodes, one after the other; the first of them."""
         first = EpisodeKey(self.id, self._episodes)
+        self.thread = threading.get_ident()
         self._episodes += count
         return first
 
@@ -171,10 +187,10 @@ class Writer:
         Args:
             num_envs: lanes, at least 1.
         """
-        if num_envs < 1:
-            raise ArgumentError("a writer's lanes are at least 1", value=num_envs)
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
+            raise ArgumentError("a writer's lanes are a whole number of at least 1", value=num_envs)
         self._log.check()
-        return Lanes(self._blocks, num_envs, self.open_episode, self.close_episode)
+        return Lanes(self._blocks, int(num_envs), self.open_episode, self.close_episode)
 
     def extend(self, columns: Mapping[str, Any]) -> int:
         """Appends a block of steps.
@@ -250,37 +266,77 @@ class Writer:
         self.close()
 
 
+def _leave(log: GrowingLog, flusher: _Flusher | None) -> None:
+    """Of a writer that was dropped without close(): flushes its log and gives up its lock; recovery seals it.
+
+    The collector may run this anywhere, in the flusher's thread too, in the middle of a sync: that thread does it
+    itself.
+    """
+    if flusher is None:
+        _leave_unsealed(log)
+    else:
+        flusher.orphan(log)
+
+
+def _leave_unsealed(log: GrowingLog) -> None:
+    if log.is_open:
+        with contextlib.suppress(StoreError, WriterError):  # nobody is there to be told; recovery looks at it anew
+            log.close(whole=False)
+
+
+def _weakly(call: Callable[[], None] | None) -> Callable[[], None] | None:
+    """A method that does nothing once its object is gone; other callables as they are."""
+    if not isinstance(call, MethodType):
+        return call
+    method = weakref.WeakMethod(call)
+
+    def run() -> None:
+        if (found := method()) is not None:
+            found()
+
+    return run
+
+
 class _Flusher:
     """Syncs a log every `FLUSH_INTERVAL_S` from a thread of its own; appends do not wait for it."""
 
     def __init__(self, log: GrowingLog) -> None:
         self._log = weakref.ref(log)
+        self._orphan: GrowingLog | None = None
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="recollect-flush", daemon=True)
-        self._thread.start()
+        self._thread = Background(self._run)
+        self._thread.ask()
 
     def _run(self) -> None:
         before: tuple[int, int] | None = None
         while not self._stopped.wait(FLUSH_INTERVAL_S):
             log = self._log()
             if log is None or log.unusable is not None:
-                return
+                break
             now = log.position
             if now != before:
                 try:
                     log.sync()
                 except StoreError as e:
                     log.behind.untold = e  # whoever writes next is told why, or whoever closes
-                    return
+                    break
                 except WriterError:
-                    return
+                    break
                 before = now
             del log
+        if self._orphan is not None:
+            _leave_unsealed(self._orphan)
+
+    def orphan(self, log: GrowingLog) -> None:
+        """Has the thread leave the log to recovery. Waits for nothing."""
+        self._orphan = log
+        self._stopped.set()
+        if not self._thread.is_busy:  # a flush had failed
+            _leave_unsealed(log)
 
     def stop(self) -> None:
         self._stopped.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+        self._thread.wait()
 
 
 class Episode:
@@ -353,8 +409,16 @@ class Episode:
         self.close()
 
 
+def only_here(writers: Collection[int]) -> bool:
+    """Whether the calling thread, and no other, began the newest episodes of all these writers. Whoever waits for rows
+    of theirs then waits for ever. A writer that began none may yet be used by any thread."""
+    mine = {writer.id for writer in list(_live) if writer.thread == threading.get_ident()}
+    return bool(writers) and mine.issuperset(writers)
+
+
 def _after_fork() -> None:
     for writer in list(_live):
+        writer._flusher = None
         writer._log.abandon_after_fork()
 
 
