@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -351,28 +352,36 @@ def test_a_diff_and_a_cut_over_a_deletion(tmp_path: Path) -> None:
 
 
 PROMOTER = """
+import json
 import sys
 import recollect as rc
-name, to = sys.argv[1:3]
+name, to, options, episodes = sys.argv[1:5]
 ws = rc.open_workspace(name)
 print("ready", flush=True)
 sys.stdin.readline()
-for first in range(1000, 1100, 10):
+for first in range(1000, 1000 + 10 * int(episodes), 10):
     with ws.writer() as writer, writer.episode(task="more") as episode:
         for uid in range(first, first + 4):
             episode.append(observation=[uid, 0], reward=1.0, uid=uid, terminated=uid == first + 3)
-    ws.snapshot(to)
+    ws.snapshot(to, storage_options=json.loads(options))
 """
 
 
-def test_two_deleters_a_compactor_and_a_promoter_at_once(tmp_path: Path) -> None:
-    at = tmp_path / "b"
+@pytest.mark.timeout(600)
+def test_two_deleters_a_compactor_and_a_promoter_at_once(place: Place) -> None:
+    uri, options = place
+    episodes = 10 if options is None else 3
+    firsts = range(0, 10 * episodes, 10)
+
+    def buffer(branch: str = "main") -> rc.Buffer:
+        return rc.open_buffer(uri, branch=branch, storage_options=options)
+
     with rc.create_workspace("w", SCHEMA) as ws:
-        for first in range(0, 100, 10):
+        for first in firsts:
             write(ws, first)
-            ws.snapshot(at)
-        rc.open_buffer(at).branch("fork")
-    child = python(PROMOTER, "w", str(at))
+            ws.snapshot(uri, storage_options=options)
+        buffer().branch("fork")
+    child = python(PROMOTER, "w", uri, json.dumps(options), str(episodes))
     assert child.stdout is not None and child.stdin is not None
     assert child.stdout.readline() == "ready\n"
     child.stdin.write("\n")
@@ -381,16 +390,16 @@ def test_two_deleters_a_compactor_and_a_promoter_at_once(tmp_path: Path) -> None
 
     def deleting(odd: int) -> None:
         try:
-            for first in range(0, 100, 10):
+            for first in firsts:
                 # Both want the first step of an episode, each one of the others.
-                rc.open_buffer(at).delete(where=f"uid = {first} or uid = {first + 1 + odd}", reason=f"d{odd}")
+                buffer().delete(where=f"uid = {first} or uid = {first + 1 + odd}", reason=f"d{odd}")
         except BaseException as e:
             failed.append(e)
 
     def compacting() -> None:
         try:
             for _ in range(4):
-                rc.open_buffer(at).compact()
+                buffer().compact()
         except BaseException as e:
             failed.append(e)
 
@@ -401,12 +410,12 @@ def test_two_deleters_a_compactor_and_a_promoter_at_once(tmp_path: Path) -> None
         thread.join()
     _, told = child.communicate(timeout=300)
     assert child.returncode == 0 and not failed, (told, failed)
-    old = [first + 3 for first in range(0, 100, 10)]
-    more = [u for first in range(1000, 1100, 10) for u in range(first, first + 4)]
+    old = [first + 3 for first in firsts]
+    more = [1000 + u for first in firsts for u in range(first, first + 4)]
     for branch, want in (("main", old + more), ("fork", old)):
-        line = rc.open_buffer(at, branch=branch)
+        line = buffer(branch)
         assert uids(line.at()) == want and line.verify().ok
         gone = [i for v in line.versions() for e in v.deleted for i in range(e.start, e.stop) if v.reason]
-        assert len(gone) == 30
+        assert len(gone) == 3 * episodes
     with rc.open_workspace("w") as ws:
-        assert ws.snapshot(at).rows_added == 0
+        assert ws.snapshot(uri, storage_options=options).rows_added == 0
