@@ -13,6 +13,7 @@ from recollect.cache.blocks import BlockCache
 from recollect.cache.view import BufferReader
 from recollect.cold.dataset import Datasets
 from recollect.errors import ArgumentError, NotFound
+from recollect.hot.format.holes import ranges_of
 from recollect.records.layout import Layout
 from recollect.view import EpisodeKey, Extent, FactIndex, StepId, make_ids
 from recollect.view.ids import Bool
@@ -98,8 +99,9 @@ def _matching(lines: Sequence[Datasets], cache: BlockCache, where: str) -> dict[
             hit = matching(
                 condition, view.rows, slots, group[slots], view.episodes.keys, partial(getattr, view, "facts")
             )
-            for writer, seq in view.rows.ids(slots[hit]).tolist():
-                found.setdefault(writer, []).append((seq, seq + 1))
+            held = view.rows.ids(slots[hit])
+            for writer in np.unique(held["writer"]).tolist():
+                found.setdefault(writer, []).extend(ranges_of(held["seq"][held["writer"] == writer]))
     if len(failed) == len(lines):
         raise failed[0]
     return {w: union(ranges) for w, ranges in found.items()}

@@ -26,6 +26,7 @@ from recollect.cold.faults import Backoff, store_errors
 from recollect.cold.fold import Promotion
 from recollect.cold.history import History
 from recollect.errors import ArgumentError, ConflictError, NotFound, StoreError, StoreUnavailable
+from recollect.hot.format.holes import ranges_of
 from recollect.versions.chosen import Chosen, Episodes, StepIds, chosen, facts_of, of_episodes, within_ranges
 from recollect.view import Cut, Extent
 from recollect.view.ids import Bool
@@ -355,12 +356,8 @@ def _closed(rows: _Rows, hit: Bool) -> tuple[Bool, Bool, set[tuple[int, int]]]:
 
 def _extents(rows: _Rows) -> tuple[Extent, ...]:
     """Ids as extents, by writer and number."""
-    out = []
-    for writer in np.unique(rows["writer"]).tolist():
-        seq = np.sort(rows["seq"][rows["writer"] == writer])
-        breaks = np.flatnonzero(np.diff(seq) != 1) + 1
-        out += [Extent(writer, int(part[0]), int(part[-1]) + 1) for part in np.split(seq, breaks)]
-    return tuple(out)
+    writers, seq = rows["writer"], rows["seq"]
+    return tuple(Extent(w, a, b) for w in np.unique(writers).tolist() for a, b in ranges_of(seq[writers == w]))
 
 
 __all__ = ["BufferDeletion", "delete_rows"]
