@@ -21,6 +21,7 @@ _HOME = {
     "Batch": "loader",
     "Branch": "buffer",
     "Buffer": "buffer",
+    "BufferDeletion": "versions.delete",
     "Cut": "view",
     "Diff": "versions.diff",
     "Embedding": "schema",
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     )
     from recollect.schema import Embedding, Frames, Json, Ragged, Schema, Tensor, Text
     from recollect.transforms import FrameStack, HindsightRelabel, Normalize, NStep, Previous, Relabel, ReturnsToGo
+    from recollect.versions.delete import BufferDeletion
     from recollect.versions.diff import Diff
     from recollect.view import Cut, EpisodeKey, Extent, StepId, View, Window
     from recollect.view.statistics import Statistics
@@ -105,6 +107,7 @@ __all__ = [
     "Batch",
     "Branch",
     "Buffer",
+    "BufferDeletion",
     "Cut",
     "Diff",
     "Embedding",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal
@@ -28,8 +29,11 @@ from recollect.promote.upkeep import row_bytes
 from recollect.records.layout import Layout
 from recollect.records.part import part_of
 from recollect.schema import Embedding, Schema, Tensor
+from recollect.versions.chosen import Episodes, StepIds
 from recollect.versions.columns import add_column
+from recollect.versions.delete import BufferDeletion, delete_rows
 from recollect.versions.diff import Diff, Side, diff
+from recollect.versions.holders import holders
 from recollect.versions.listing import Version, listing
 from recollect.view import Cut, View
 
@@ -276,13 +280,56 @@ class Buffer:
             )
         return tags[which]
 
+    # -- deletion ------------------------------------------------------------------------------------------
+
+    def delete(
+        self,
+        ids: StepIds | None = None,
+        *,
+        episodes: Episodes | None = None,
+        where: str | None = None,
+        reason: str,
+        dry_run: bool = False,
+    ) -> BufferDeletion:
+        """Deletes poisoned or private experience: gone from new versions of main and of every branch that holds it.
+
+        Each line that holds some of it gets one new version without it; no snapshot brings it back. A step takes
+        along the row that only holds its next observation, and such a row the step before it. The step before a
+        deleted one cannot be drawn any more. Facts about deleted steps go, and for good those about episodes that lose
+        every row or are named. Versions made before keep it, tagged ones too, until they are cleaned up; the result
+        names those tags, and the workspaces of this machine that hold it still. Files hold the values of the steps
+        until `compact` on every line, and then `cleanup` of the older versions; facts and waiting observations stay in
+        their files, and statistics of versions are those of the steps as they were promoted. Killed anywhere, the same
+        again does the rest.
+
+        Args:
+            ids: steps, by `StepId`, its text, or `Extent`. What is not there is passed over.
+            episodes: by id (every attempt at it) or `EpisodeKey`. What is promoted of one
+                afterwards is new, and goes by the next deletion.
+            where: such as `"episode.task = 'hopper' and reward > 100"`; `recollect.where` has the language. Looked up
+                on every line: a row that it is true of on one goes from all.
+            reason: kept with the time in the lineage of the new versions; the values are not.
+            dry_run: only says what would go.
+
+        Raises:
+            ArgumentError: none or several of `ids`, `episodes`, `where`, or one that cannot be read; no reason.
+            NotFound: an episode, field or fact that no line has.
+            ConflictError: others kept committing first. Run it again.
+            StoreError, DiskFull: the store cannot be reached or written. Run it again.
+        """
+        done = delete_rows(
+            self._data, self._reader.cache, reason, ids=ids, episodes=episodes, where=where, dry_run=dry_run
+        )
+        return replace(done, workspaces=holders(done.ids))
+
     # -- upkeep --------------------------------------------------------------------------------------------
 
     def compact(self, *, progress: Callable[[int, int], None] | None = None) -> Compaction:
         """Merges small data files of the newest version with their neighbours; rows keep their order.
 
         A snapshot does so by itself once there are many. A row is written again only into a file at least four times
-        as large, so that a large file stays, with what was decoded of it. The new version holds the same rows; older
+        as large, so that a large file stays, with what was decoded of it, unless rows of it were deleted: those are in
+        no file of the new version. It holds the same rows; older
         versions are left as they are.
 
         Raises:

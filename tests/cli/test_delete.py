@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import recollect as rc
 from tests.cli.driver import Cli
 
@@ -38,3 +40,22 @@ def test_what_is_missing_is_said(cli: Cli, live: list[str]) -> None:
     assert cli("delete", "live", "--reason", "x", "--json").error["kind"] == "argument"
     assert cli("delete", "live", "--where", "reward > 0").code == 2
     assert cli("delete", "live", "--id", "nothing", "--reason", "x", "--json").error["kind"] == "argument"
+
+
+def test_of_a_buffer(cli: Cli, live: list[str], tmp_path: Path) -> None:
+    at = tmp_path / "b"
+    assert cli("snapshot", "live", "--to", at, "--tag", "r1").code == 0
+    whole = len(rc.open_buffer(at).at().rows)
+    tried = cli("delete", at, "--id", live[2], "--reason", "poisoned", "--dry-run")
+    assert tried.code == 0 and "would delete" in tried.out and len(rc.open_buffer(at).at().rows) == whole
+    ran = cli("delete", at, "--id", live[2], "--reason", "poisoned")
+    assert "main is version 3" in ran.out and "tag r1 names" in ran.out and "workspace live holds them" in ran.out
+    assert "deleted: poisoned" in cli("log", at).out
+    newest = cli("log", at, "--json").document["versions"][-1]
+    assert newest["reason"] == "poisoned" and newest["deleted"][0]["start"] >= 0 > newest["rows_added"]
+    left = len(rc.open_buffer(at).at().rows)
+    assert left < whole and _left() == whole
+    again = cli("delete", at, "--where", "step >= 0", "--reason", "all", "--json")
+    assert again.document["rows"] == left and again.document["versions"] == {"main": 4}
+    assert again.document["tags"] == ["r1"] and again.document["workspaces"] == ["live"]
+    assert cli("delete", at, "--where", "nothing > 0", "--reason", "x", "--json").error["kind"] == "not_found"

@@ -65,8 +65,3 @@ def test_a_torn_version_is_repaired_when_asked_for(cli: Cli, buffer: str) -> Non
     ran = cli("verify", buffer, "--repair")
     assert ran.code == 0 and ran.out.startswith("repaired") and "went back from version 6" in ran.out
     assert cli("verify", buffer, "--json").document["repaired"] == []
-
-
-def test_a_workspace_is_not_repaired_this_way(cli: Cli, buffer: str) -> None:
-    assert cli("verify", "many").code == 0
-    assert cli("verify", "many", "--repair", "--json").error["kind"] == "argument"

@@ -123,6 +123,27 @@ def test_a_group_in_the_middle_stays_in_its_place(tmp_path: Path, monkeypatch: p
         assert buffer.verify().ok
 
 
+@pytest.mark.parametrize("full", [4, 1000])
+@pytest.mark.parametrize("losing", [(0,), (1,), (0, 1), (0, 2), (2,), (0, 1, 2)])
+def test_files_with_deleted_rows_are_written_again_in_their_place(
+    losing: tuple[int, ...], full: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the first of all, whose number lance does not give again, and where every file is full."""
+    monkeypatch.setattr(module, "full_rows", lambda _: full)
+    with rc.create_workspace("w", SCHEMA) as ws:
+        _fill(ws, tmp_path / "b", 3)
+    buffer = rc.open_buffer(tmp_path / "b")
+    buffer.delete(where=" or ".join(f"uid = {1000 * k + 1}" for k in losing), reason="r")
+    want, files = rows_of(buffer.at(), batch_size=64), _files(tmp_path / "b")
+    order = all_ids(buffer.at())
+    assert buffer.compact().rows >= 3 * len(losing)
+    after = _files(tmp_path / "b")
+    assert not {files[k] for k in losing} & set(after)
+    assert (files[2] in after) == (2 not in losing)
+    assert all_ids(buffer.at()) == order and rows_of(buffer.at(), batch_size=64) == want
+    assert buffer.verify().ok and buffer.compact().version is None
+
+
 def test_what_a_large_file_holds_is_not_decoded_again(tmp_path: Path) -> None:
     with rc.create_workspace("w", SCHEMA) as ws:
         _fill(ws, tmp_path / "b", 1, rows=400)

@@ -159,6 +159,46 @@ def test_a_power_cut_at_any_flush_loses_nothing_and_doubles_nothing(
     assert cuts and repairs, "no cut tore a version"
 
 
+@pytest.mark.parametrize("rounds", [20, pytest.param(300, marks=pytest.mark.torture)])
+def test_a_deletion_is_there_or_not_after_a_power_cut(rounds: int, disk: Disk, tmp_path: Path) -> None:
+    """One that returned stays; of one that was cut off the same again does the rest."""
+    chance = random.Random(rounds)
+    outcomes = set()
+    with rc.create_workspace("w", SCHEMA) as ws:
+        _write(ws.writer(), 0)
+        _write(ws.writer(), 1000)
+        for k in range(rounds):
+            disk.root = folder = tmp_path / f"disk{k}"
+            folder.mkdir()
+            ws.snapshot(folder / "b")
+            disk.left = chance.randrange(14) if k else -1
+            acknowledged = False
+            try:
+                rc.open_buffer(folder / "b").delete(where="uid = 1 or uid >= 1000", reason="r")
+                acknowledged = True
+            except PowerCut:
+                pass
+            disk.left = -1
+            after = tmp_path / f"after{k}"
+            disk.remains(after, chance)
+            try:
+                buffer = rc.open_buffer(after / "b")
+            except CorruptionError as e:
+                assert "--repair" in str(e) and not acknowledged
+                assert repair_buffer(after / "b")
+                buffer = rc.open_buffer(after / "b")
+            rows = len(buffer.at().rows)
+            outcomes.add((acknowledged, rows))
+            assert rows == 3 if acknowledged else rows in (3, 8)
+            assert buffer.verify().ok
+            buffer.delete(where="uid = 1 or uid >= 1000", reason="r")
+            assert len(buffer.at().rows) == 3 and buffer.verify().ok
+            assert ws.snapshot(after / "b").rows_added == 0
+            _clear(folder)
+            _clear(after)
+    assert {(True, 3), (False, 8)} <= outcomes
+
+
 def _clear(folder: Path) -> None:
     for at, folders, names in os.walk(folder, topdown=False):
         for name in names:

@@ -33,12 +33,15 @@ START = datetime(2000, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Held:
-    """What a version holds: uids in order, lessons by uid of an episode's first step, and uid → value of columns."""
+    """What a version holds: uids in order, lessons by uid of an episode's first step, and uid → value of columns; and
+    the uids that it held once and that were deleted. `deletion` whether it was made by one."""
 
     rows: tuple[int, ...]
     lessons: dict[int, str]
     columns: dict[str, dict[int, float]] = field(default_factory=dict)
     made: datetime = START
+    gone: frozenset[int] = frozenset()
+    deletion: bool = False
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Line:
 
 
 class VersionsMachine(RuleBasedStateMachine):
-    """Promote, branch, tag, add columns, compact, cleanup, delete branches, reopen."""
+    """Promote, branch, tag, add columns, delete steps, compact, cleanup, delete branches, reopen."""
 
     @initialize()
     def begin(self) -> None:
@@ -99,13 +102,15 @@ class VersionsMachine(RuleBasedStateMachine):
     def branch(self, pick: int, which: int) -> None:
         parent = self._branch(pick)
         sure = [n for n in self._numbers(parent) if self._sure(parent, n)]
+        if not sure:
+            return
         number, name = sure[which % len(sure)], self._name("b")
         made = self._open(parent).branch(name, at=number)
         owner = self._owner(parent, number)
         before = self._held(parent, number)
         seen = [
             (
-                {u for u in before.rows if u in self.written[k]},
+                {u for u in (*before.rows, *before.gone) if u in self.written[k]},
                 {u: t for u, t in before.lessons.items() if u in self.written[k]},
             )
             for k in range(2)
@@ -119,6 +124,8 @@ class VersionsMachine(RuleBasedStateMachine):
     def tag(self, pick: int, which: int) -> None:
         branch = self._branch(pick)
         sure = [n for n in self._numbers(branch) if self._sure(branch, n)]
+        if not sure:
+            return
         number, name = sure[which % len(sure)], self._name("t")
         assert self._open(branch).tag(name, number) == number
         self.tags[name] = self._owner(branch, number), number
@@ -133,7 +140,7 @@ class VersionsMachine(RuleBasedStateMachine):
             name, lambda rows: rows["uid"].astype("float64") * scale, field=rc.Tensor("float64"), fields=["uid"]
         )
         columns = {**newest.columns, name: {u: u * scale for u in newest.rows}}
-        self.lines[branch].own[number] = Held(newest.rows, newest.lessons, columns, datetime.now(UTC))
+        self.lines[branch].own[number] = Held(newest.rows, newest.lessons, columns, datetime.now(UTC), newest.gone)
 
     @precondition(lambda self: len(self.lines) > 1)
     @rule(pick=st.integers(0, 99))
@@ -153,6 +160,25 @@ class VersionsMachine(RuleBasedStateMachine):
         for tag in mine:
             del self.tags[tag]
 
+    @rule(pick=st.integers(0, 99), low=st.integers(0, 99), count=st.integers(1, 6), tried=st.booleans())
+    def delete(self, pick: int, low: int, count: int, tried: bool) -> None:
+        """Steps go from every line that holds them; episodes that lose all, with what is known of them."""
+        first = low % max(1, self.uid)
+        going = set(range(first, first + count))
+        newest = {b: self._held(b, numbers[-1]) for b in self.lines if (numbers := self._numbers(b))}
+        losing = {b: held for b, held in newest.items() if going & set(held.rows)}
+        buffer, where = self._open(self._branch(pick)), f"uid >= {first} and uid < {first + count}"
+        if tried:
+            assert buffer.delete(where=where, reason="d", dry_run=True).versions == {}
+        done = buffer.delete(where=where, reason="d")
+        assert done.versions.keys() == losing.keys()
+        assert done.rows == len(going & {u for held in losing.values() for u in held.rows})
+        for branch, held in losing.items():
+            rows = tuple(u for u in held.rows if u not in going)
+            self.lines[branch].own[done.versions[branch]] = Held(
+                rows, held.lessons, held.columns, datetime.now(UTC), held.gone | (going & set(held.rows)), True
+            )
+
     @rule(pick=st.integers(0, 99))
     def compact(self, pick: int) -> None:
         self._open(self._branch(pick)).compact()
@@ -164,7 +190,7 @@ class VersionsMachine(RuleBasedStateMachine):
         line = self.lines[branch]
         kept = {n for owner, n in self.tags.values() if owner == branch}
         kept |= {other.began for other in self.lines.values() if other.parent == branch}
-        kept |= {max(line.own)} if line.own else set()
+        kept |= {n for n in line.own if n == max(line.own) and not line.own[n].deletion}
         line.loose |= line.own.keys() - kept
 
     @rule()
@@ -228,7 +254,7 @@ class VersionsMachine(RuleBasedStateMachine):
             assert done.version is not None and done.rows == len(before.rows) + len(new)
             order = self._order(space, new)
             line.own[done.version] = Held(
-                (*before.rows, *order), {**before.lessons, **told}, before.columns, datetime.now(UTC)
+                (*before.rows, *order), {**before.lessons, **told}, before.columns, datetime.now(UTC), before.gone
             )
             line.seen[space] = {*rows, *new}, dict(told)
         if tag is not None and done.version is not None:
@@ -285,7 +311,7 @@ class VersionsMachine(RuleBasedStateMachine):
                 continue
             valid, values = view.rows.valid(slots, name), view.rows.gather(slots, (name,))[name]
             found = {u: v for u, v, known in zip(held.rows, values.tolist(), valid.tolist(), strict=True) if known}
-            assert found == held.columns.get(name, {})
+            assert found == {u: v for u, v in held.columns.get(name, {}).items() if u in held.rows}
         assert held.columns.keys() <= set(view.schema.roots)
 
     def teardown(self) -> None:

@@ -19,6 +19,7 @@ from recollect.cache.spans import Span, live_pieces, place_rows, spans_of
 from recollect.cold.arrow import decode
 from recollect.cold.dataset import Datasets
 from recollect.cold.faults import store_errors
+from recollect.cold.fold import Gone
 from recollect.cold.fragments import columns_of, live_rows, read_rows
 from recollect.cold.history import History
 from recollect.errors import DiskFull
@@ -129,12 +130,14 @@ class BufferReader:
             fragments = steps.get_fragments()
             spans = spans_of(fragments, columns_of(steps, self.layout), self.layout)
             live = [live_rows(f) for f in fragments]
-        stages = history.stages
-        facts = _Once(lambda: self._facts(stages))
+        stages, gone = history.stages, history.gone
+        facts = _Once(lambda: self._facts(stages, gone))
         changed = overlay if self._has_step_facts(history) else unchanged
 
         def build(cut: Cut, pieces: list[tuple[Block, int, int]]) -> View:
-            return build_view(self.layout, cut, pieces, lambda ids: self._tails(ids, stages), facts, changed, name)
+            return build_view(
+                self.layout, cut, pieces, lambda ids: self._tails(ids, stages, gone), facts, changed, name
+            )
 
         missing = deleted or any(rows is not None for rows in live)
         return Version(name, cut, self.layout, spans, live, self.block, build, missing)
@@ -186,7 +189,7 @@ class BufferReader:
             self._files.add(span.file)
         return block, fresh
 
-    def _tails(self, ids: Ids, stages: frozenset[str]) -> tuple[Ids, Block | None]:
+    def _tails(self, ids: Ids, stages: frozenset[str], gone: Gone) -> tuple[Ids, Block | None]:
         with store_errors("reading buffer", self.data.location):
             dataset = self.data.dataset("tails")
             if not dataset.count_rows():
@@ -195,7 +198,7 @@ class BufferReader:
             if len(ids) <= FEW_TAILS:
                 few = f"seq IN ({', '.join(map(str, np.unique(ids['seq']).tolist()))})"
             table = dataset.to_table(filter=few)
-        wanted = set(ids.tolist())
+        wanted = {step for step in ids.tolist() if not gone.hides_tail(step)}
         rows = list(
             zip(
                 table.column("stage").to_pylist(),
@@ -216,7 +219,11 @@ class BufferReader:
         with store_errors("reading buffer", self.data.location):
             return bool(self.data.dataset("facts").count_rows("step_seq IS NOT NULL"))
 
-    def _facts(self, stages: frozenset[str]) -> FactIndex:
+    def facts(self, history: History) -> FactIndex:
+        """What a version knows of episodes and steps."""
+        return self._facts(history.stages, history.gone)
+
+    def _facts(self, stages: frozenset[str], gone: Gone) -> FactIndex:
         with store_errors("reading buffer", self.data.location):
             table = self.data.dataset("facts").to_table()
         columns = {
@@ -235,7 +242,8 @@ class BufferReader:
             for k in range(len(times))
             if columns["stage"][k] in stages
         ]
-        return FactIndex.of(sorted(facts, key=lambda f: f[:2]))
+        shown = (f for f in facts if not gone.hides_fact(f.episode, f.step))
+        return FactIndex.of(sorted(shown, key=lambda f: f[:2]))
 
 
 class _Once:

@@ -51,14 +51,21 @@ def log(
             ("version", "tags", "time", "rows", "added", "from", "branch", "commit", "episodes", "mean return"),
             [
                 (
-                    str(v.version), ", ".join(v.tags) or "-", moment(v.time), f"{v.rows:,}", f"+{v.rows_added:,}",
-                    v.workspace if v.column is None else f"column {v.column}", v.branch, (v.commit or "-")[:12],
+                    str(v.version), ", ".join(v.tags) or "-", moment(v.time), f"{v.rows:,}", f"{v.rows_added:+,}",
+                    _source(v), v.branch, (v.commit or "-")[:12],
                     f"{_returns(v)['count']:,}", _mean(v),
                 )
                 for v in versions
             ],
             right=("version", "rows", "added", "episodes", "mean return"),
         )  # fmt: skip
+
+
+def _source(version: Version) -> str:
+    """Where a version's change came from: a workspace, a column, or a deletion and its reason."""
+    if version.reason is not None:
+        return f"deleted: {version.reason}"
+    return version.workspace if version.column is None else f"column {version.column}"
 
 
 def _returns(version: Version) -> dict[str, Any]:
@@ -91,6 +98,8 @@ def _describe(version: Version) -> dict[str, Any]:
         "schema": version.schema,
         "commit": version.commit,
         "column": version.column,
+        "reason": version.reason,
+        "deleted": [{"writer": str(e.writer), "start": e.start, "stop": e.stop} for e in version.deleted],
         "finished_only": version.finished_only,
         "where": version.where,
         "held_rows": version.held_rows,

@@ -1,8 +1,9 @@
 """Cleanup: old versions and what only they hold, and the leftovers of promotions that did not land.
 
-One branch is cleaned up at a time. Kept in any case: its newest version, the one that the newest snapshot made, what a
-tag or a pin names, what another branch began with, and whatever was staged less than `STAGED_S` ago. Data files that no
-version names are lance's to judge, which spares them for seven days.
+One branch is cleaned up at a time. Kept in any case: its newest version, the one that the newest snapshot or column
+made where no deletion came after it, what a tag or a pin names, what another branch began with, and whatever was
+staged less than `STAGED_S` ago. Data files that no version names are lance's to judge, which spares them for seven
+days.
 
 A promotion that was stopped for longer must not land on what was removed. It commits on exactly the version it read,
 and checks the age of what it staged after it read it. So a cleanup that finds something to remove commits once itself,
@@ -127,7 +128,8 @@ def _cleanup(data: Datasets, older_than_s: float, dry_run: bool) -> Cleanup:
     for name in () if dry_run else _expired(data):
         remove_tag(steps, name)
     newest, head = int(steps.version), data.history().head
-    made = head.base_version + 1 if head is not None else newest
+    # What a deletion made may name files that hold what it deleted, until a compaction wrote them again.
+    made = newest if head is None or "deleted" in head.record else head.base_version + 1
     there = {int(v["version"]): v["timestamp"].timestamp() for v in steps.versions()}
     old = [v for v, at in there.items() if v not in (newest, made) and now - at >= older_than_s]
     forks = _forks(data)

@@ -33,7 +33,7 @@ def stage(
             location.dataset(name),
             schema=schema,
             mode="append",
-            max_rows_per_file=min(max_rows, MAX_FILE_ROWS),
+            max_rows_per_file=max_rows,
             data_storage_version=FILE_FORMAT,
             storage_options=location.options,
         )

@@ -1,9 +1,10 @@
 """Compaction: many small fragments into few, without touching what is large.
 
-A row is rewritten only into a fragment that is at least `GROWTH` times as large as the one it was in, or full. So no
-row is rewritten more than `log(full / first size) / log(GROWTH)` times, and a snapshot of 1% does not make the other
-99% be written, read and decoded anew. Rows keep their order: a group's fragments lie side by side, and the new ones
-take the last of their numbers, since lance orders fragments by number (design/0016).
+A row is rewritten only into a fragment that is at least `GROWTH` times as large as the one it was in, or full, or
+where rows beside it were deleted, which leave with the old file. So no row is otherwise rewritten more than `log(full
+/ first size) / log(GROWTH)` times, and a snapshot of 1% does not make the other 99% be written, read and decoded
+anew. Rows keep their order: a group's fragments lie side by side, and the new ones take the last of their numbers,
+since lance orders fragments by number (design/0016).
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def _merge(
 ) -> tuple[Any, int, int] | None:
     """Writes the merged fragments of a version; the operation that puts them in, rows, bytes. None for nothing."""
     fragments = base.get_fragments()
-    groups = plan(_row_counts(base), full)
+    groups = _with_deletions(plan(_row_counts(base), full), fragments)
     total = sum(f.metadata.num_rows for low, high in groups for f in fragments[low:high])
     rewritten, rows, size = [], 0, 0
     for low, high in groups:
@@ -177,10 +178,32 @@ def _merge(
     return (lance.LanceOperation.Rewrite(rewritten, []), rows, size) if groups else None
 
 
+def _with_deletions(groups: Sequence[tuple[int, int]], fragments: Sequence[Any]) -> list[tuple[int, int]]:
+    """And every other fragment that has deleted rows, by itself: they would stay in its files for good.
+
+    Lance takes the number 0 for none, and puts a new fragment of it at the end. So the fragment of that number goes
+    together with the next one.
+    """
+    out = list(groups)
+    taken = {k for low, high in groups for k in range(low, high)}
+    for k, fragment in enumerate(fragments):
+        if not fragment.metadata.deletion_file or k in taken:
+            continue
+        low, high = k, k + 1
+        if fragment.fragment_id == 0 and high < len(fragments):
+            high = next((b for a, b in out if a == high), high + 1)
+            out = [(a, b) for a, b in out if a >= high]
+        taken.update(range(low, high))
+        out.append((low, high))
+    return sorted(out)
+
+
 def _rewrite(location: Location, name: str, base: Any, old: Sequence[Any], row_bytes: int, full: int) -> list[Any]:
     """New fragments with the rows of `old` in their order, numbered so that they stay in their place."""
     rows = sum(f.metadata.num_rows for f in old)
     files = max(1, -(-rows // full))
+    if old[0].fragment_id == 0 and len(old) > 1:
+        files = min(files, len(old) - 1)  # none of the new ones may get that number
     with store_errors("reading buffer", location):
         batches = base.scanner(
             fragments=list(old),

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -314,8 +314,13 @@ class Datasets:
         """Writes down what a promotion holds, before the commit that names it."""
         self.records.write(promotion, parent)
 
-    def commit_steps(self, steps: Any, fragments: list[Any], promotion: str) -> int:
+    def commit_steps(
+        self, steps: Any, fragments: list[Any], promotion: str, deletions: Mapping[int, Any] | None = None
+    ) -> int:
         """Adds staged fragments and names the promotion, in one commit on exactly the version of `steps`.
+
+        Args:
+            deletions: fragment's number → the file that names its deleted rows (cold/deletions.py).
 
         Returns the new version.
 
@@ -325,6 +330,8 @@ class Datasets:
         """
         existing = [f.metadata for f in steps.get_fragments()]
         top = max((f.id for f in existing), default=-1)
+        for fragment in existing:
+            fragment.deletion_file = (deletions or {}).get(fragment.id, fragment.deletion_file)
         for k, fragment in enumerate(fragments):
             fragment.id = top + 1 + k
         metadata = dict(steps.schema.metadata or {})

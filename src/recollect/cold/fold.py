@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recollect.view import Cut, Extent, merged
-from recollect.view.reach import pack, unpack
+from recollect.view.reach import Ranges, pack, union, unpack, within, without
 
 FOLDED_KEYS = {
     "extents", "facts", "gaps", "held", "counts", "missing_rows", "missing_facts", "statistics", "schema", "lineage",
-    "staged",
+    "staged", "deleted", "unfollowed", "forgotten",
 }  # fmt: skip
 """What a promotion's record may hold: whatever is added there has to be folded here as well."""
-PACKED_KEYS = ("extents", "gaps", "held")
+PACKED_KEYS = ("extents", "gaps", "held", "deleted", "unfollowed")
 """Those of them that are ranges of rows, and are written packed."""
 
 
@@ -108,11 +108,57 @@ def cut_of(links: Iterable[Promotion], before: Fold | None = None) -> Cut:
     links = list(links)
     old = before.extents if before else ()
     extents = merged([*old, *(Extent(int(w), a, b) for p in links for w, a, b in p.record["extents"])])
+    deleted = gone_of(links).deleted
+    if deleted:
+        extents = tuple(Extent(e.writer, a, b) for e in extents for a, b in _left(e, deleted.get(e.writer, ())))
     facts: dict[int, int] = {}
     for p in (*(before.summaries if before else ()), *links):
         for w, _, stop in p.record["facts"]:
             facts[int(w)] = max(facts.get(int(w), 0), stop)
     return Cut(extents, tuple(sorted(facts.items())))
+
+
+def _left(extent: Extent, gone: Ranges) -> Ranges:
+    return without([(extent.start, extent.stop)], within(gone, extent.start, extent.stop))
+
+
+@dataclass(frozen=True)
+class Gone:
+    """What deletions took from a version.
+
+    Attributes:
+        deleted: writer → ranges of rows; `unfollowed` those of steps whose waiting observation went with its step.
+        forgotten: writer and counter of the episodes that lost every row, and with them the facts about them.
+    """
+
+    deleted: Mapping[int, Ranges]
+    unfollowed: Mapping[int, Ranges]
+    forgotten: frozenset[tuple[int, int]]
+
+    def hides_fact(self, episode: tuple[int, int], step: tuple[int, int] | None) -> bool:
+        """Whether a fact went with what it is about."""
+        return episode in self.forgotten or (step is not None and _lies_in(self.deleted, step))
+
+    def hides_tail(self, step: tuple[int, int]) -> bool:
+        """Whether the observation that waits behind a step is one that was deleted."""
+        return _lies_in(self.unfollowed, step) or _lies_in(self.deleted, step)
+
+
+def _lies_in(ranges: Mapping[int, Ranges], row: tuple[int, int]) -> bool:
+    return bool(within(ranges.get(row[0], ()), row[1], row[1] + 1))
+
+
+def gone_of(links: Iterable[Promotion]) -> Gone:
+    """What the deletions among some links took."""
+    ranges: dict[str, dict[int, list[tuple[int, int]]]] = {"deleted": {}, "unfollowed": {}}
+    forgotten: set[tuple[int, int]] = set()
+    for p in links:
+        for key, out in ranges.items():
+            for writer, start, stop in p.record.get(key, ()):
+                out.setdefault(int(writer), []).append((start, stop))
+        forgotten.update((int(writer), counter) for writer, counter in p.record.get("forgotten", ()))
+    deleted, unfollowed = ({w: union(found) for w, found in out.items()} for out in ranges.values())
+    return Gone(deleted, unfollowed, frozenset(forgotten))
 
 
 def summaries(links: Iterable[Promotion]) -> tuple[Promotion, ...]:
@@ -142,6 +188,11 @@ def _summary(links: Sequence[Promotion]) -> Promotion:
         "lineage": links[-1].record["lineage"],
         "staged": ["facts"] if staged else [],
     }
+    for key in ("deleted", "unfollowed"):
+        if found := _union(e for p in links for e in p.record.get(key, ())):
+            record[key] = found
+    if forgotten := {(w, c) for p in links for w, c in p.record.get("forgotten", ())}:
+        record["forgotten"] = [list(e) for e in sorted(forgotten)]
     return replace(last, parent="", stage="", record=record)
 
 

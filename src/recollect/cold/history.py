@@ -26,7 +26,7 @@ from lance.file import LanceFileSession
 from recollect.cold.commit import FILE_FORMAT
 from recollect.cold.durable import sync_files
 from recollect.cold.faults import store_errors
-from recollect.cold.fold import FOLDED_KEYS, Fold, Promotion, cut_of, fold, stages_of, weight
+from recollect.cold.fold import FOLDED_KEYS, Fold, Gone, Promotion, cut_of, fold, gone_of, stages_of, weight
 from recollect.cold.location import Location
 from recollect.errors import CorruptionError, NotFound, StoreError
 from recollect.view import Cut, Extent
@@ -99,6 +99,11 @@ class History:
         """Names of the facts and tails that belong to the version."""
         before = self.fold
         return frozenset((*(before.stages if before else ()), *stages_of(self.links)))
+
+    @property
+    def gone(self) -> Gone:
+        """What deletions took: rows, facts and waiting observations that are not shown, whoever promotes them."""
+        return gone_of(self.chain)
 
     @property
     def has_facts(self) -> bool:

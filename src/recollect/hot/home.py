@@ -385,15 +385,16 @@ def delete(path: Path) -> None:
     """
     if not (path / "workspace.json").exists():
         describe(path)
-    if foreign := _foreign(path):
-        raise StoreError(
-            f"{foreign!r} in {str(path)!r} is no part of the workspace", remedy="Move it elsewhere, then delete again"
-        )
     grave = path.with_name(f".{path.name}.deleted.{uuid.uuid4().hex[:8]}")
     with os_errors("deleting workspace", path):
         with _gate(path):
             if not (path / "workspace.json").exists():
                 describe(path)
+            if foreign := _foreign(path):
+                raise StoreError(
+                    f"{foreign!r} in {str(path)!r} is no part of the workspace",
+                    remedy="Move it elsewhere, then delete again",
+                )
             alive = live_writers(path)
             if alive:
                 raise WriterError(

@@ -104,7 +104,7 @@ def examine(path: Path, whole: Whole, *, deep: bool, verified: bool) -> str:
     """Reads a damaged workspace; says whether it was refused, cut or right. Anything else is raised, and so is damage
     of which `verify`, where it looks first, says nothing."""
     reported = not verified or is_reported(path)
-    outcome = _examine(path, whole, deep=deep)
+    outcome = _examine(path, whole, deep=deep, asked=verified)
     require(outcome == "right" or reported, f"verify says nothing, but the workspace is {outcome}")
     return outcome
 
@@ -126,7 +126,7 @@ def examine_index(path: Path, whole: Whole) -> str:
     return "index harmless" if right else "index hid something until verify"
 
 
-def _examine(path: Path, whole: Whole, *, deep: bool) -> str:
+def _examine(path: Path, whole: Whole, *, deep: bool, asked: bool) -> str:
     try:
         with open_workspace(path) as workspace:
             require((workspace.id, workspace.name, workspace.durability) == whole.about, "it took another name")
@@ -136,7 +136,8 @@ def _examine(path: Path, whole: Whole, *, deep: bool) -> str:
                     require(ask(workspace) == whole.answers, "answers differ")
                 return "right"
             check_workspace(workspace, whole.lenient)
-            ask(workspace)
+            if asked:
+                ask(workspace)
             short = any(
                 value for r in workspace.recovered for name, value in vars(r).items() if name.startswith("lost")
             )
@@ -220,7 +221,7 @@ def write_in_place(file: Path, raw: bytes) -> None:
 def _pick(files: dict[Path, bytes], chance: random.Random) -> Path:
     """A file: mostly a segment, since most bytes are there; seldom an index, which is made anew each time."""
     segments, indexes = ([f for f in files if f.suffix == suffix] for suffix in (".seg", INDEX))
-    kinds = [segments] * 24 + [indexes or segments] + [[f for f in files if f.suffix != INDEX]] * 12
+    kinds = [segments] * 64 + [indexes or segments] + [[f for f in files if f.suffix != INDEX]] * 32
     return chance.choice(chance.choice(kinds))
 
 

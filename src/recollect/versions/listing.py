@@ -12,7 +12,7 @@ import numpy as np
 from recollect.cold.dataset import Datasets
 from recollect.cold.fold import cut_of
 from recollect.cold.location import MAIN
-from recollect.view import Cut
+from recollect.view import Cut, Extent
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Version:
     Attributes:
         version: its number; `tags` the names it has. Version 1 is the empty buffer, the first snapshot is version 2.
         time: when it was promoted, UTC.
-        rows: rows in it; `rows_added` those its promotion brought.
+        rows: rows in it; `rows_added` those its promotion brought, less those that it deleted.
         workspace: name of the workspace they came from.
         finished_only, where: the filter of its snapshot; `held_rows` rows that it held back.
         open_episodes: episodes that it promoted though somebody had them open; their later rows come in later versions.
@@ -32,6 +32,7 @@ class Version:
         workspace_id: the id of the workspace; `schema` the fingerprint of the schema of the rows.
         commit: the commit of the code that wrote the rows, None where nobody said.
         column: the field that it added to every row, None for a snapshot's.
+        reason: why it deleted rows, None where it did not; `deleted` which ones.
         statistics: per numeric field: rows, nulls, nans, count, mean, std, min, max (per element for small fields), and
             under `returns` and `lengths` those of the episodes that ended. Of the steps as they were written: late
             facts are not in them.
@@ -56,10 +57,12 @@ class Version:
     schema: str = ""
     commit: str | None = None
     column: str | None = None
+    reason: str | None = None
+    deleted: tuple[Extent, ...] = ()
 
 
 def listing(data: Datasets) -> list[Version]:
-    """Every version that a snapshot or a column made, oldest first, those of the branches before included."""
+    """Every version that a snapshot, a column or a deletion made, oldest first, those of earlier branches included."""
     data.refresh()
     tags: dict[int, list[str]] = {}
     for name, number in data.tags().items():
@@ -89,6 +92,8 @@ def listing(data: Datasets) -> list[Version]:
                 p.record["schema"],
                 p.record["lineage"]["commit"],
                 p.record["lineage"].get("column"),
+                p.record["lineage"].get("reason"),
+                tuple(Extent(int(w), a, b) for w, a, b in p.record.get("deleted", ())),
             )
         )
     return out

@@ -240,7 +240,12 @@ class HotStore:
     def _pin(self, pin: object) -> int | None:
         """Returns the tick that the thread had pinned before, None for none."""
         with self._lock:
-            self._notice()  # what went before somebody asks is gone for him
+            try:
+                self._notice()  # what went before somebody asks is gone for him
+            except OSError as e:
+                if isinstance(e, StoreError):
+                    raise
+                raise in_our_words("reading", self.folder, e) from e
             before: int | None = getattr(self._mine, "tick", None)
             self._pins[pin] = self._tick
             self._mine.tick = self._tick if before is None else before
