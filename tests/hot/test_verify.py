@@ -1,4 +1,4 @@
-"""verify: silent on healthy workspaces, live, killed and closed; every planted damage found, and its rows named."""
+"""verify: every planted damage found, and its rows named."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import sqlite3
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,38 +18,9 @@ import recollect as rc
 from recollect.hot.format.layouts import Layouts
 from recollect.hot.format.segment import ROWS_MASK, Segment
 from recollect.hot.write import growing
-from recollect.recall.verify import Report, verify
+from recollect.recall.verify import verify
 from recollect.records.layout import column
-from tests.support import python
-
-SCHEMA = rc.Schema(
-    {
-        "observation": rc.Tensor("float32", (2,)),
-        "picture": rc.Frames((3,), optional=True),
-        "note": rc.Text(optional=True),
-        "uid": rc.Tensor("int64"),
-    },
-    episode={"task": rc.Text()},
-)
-ROWS = 400
-
-
-def _step(uid: int) -> dict[str, Any]:
-    return {
-        "observation": np.full(2, uid, np.float32),
-        "picture": np.full(3, uid % 250 + 1, np.uint8),
-        "note": f"note number {uid}",
-        "uid": uid,
-    }
-
-
-def _write(writer: rc.Writer, start: int = 0, rows: int = ROWS, length: int = 9) -> None:
-    uid = start
-    while uid < start + rows:
-        with writer.episode(id=f"e{uid}", task="find the way") as episode:
-            for t in range(length):
-                episode.append(**_step(uid), terminated=t == length - 1)
-                uid += 1
+from tests.hot.checked import ROWS, SCHEMA, assert_silent, closed_workspace, log_of, step_of
 
 
 @pytest.fixture
@@ -62,21 +31,11 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def closed(small_segments: None) -> Path:
     """A workspace with one sealed log of several segments, and both indexes."""
-    with rc.create_workspace("w", SCHEMA) as ws:
-        with ws.writer(durability="process") as writer:
-            _write(writer)
-        assert len(ws.similar("number 77")) and ws._hot().catalog.catch_up(ws.cut())
-    assert len(list(_log(ws.path).glob("*.seg"))) >= 4
-    return ws.path
-
-
-def _log(path: Path) -> Path:
-    (log,) = (p for p in (path / "log").iterdir() if not p.name.startswith("."))
-    return log
+    return closed_workspace()
 
 
 def _segment(path: Path, number: int = 1) -> Segment:
-    return Segment.open_(sorted(_log(path).glob("*.seg"))[number], Layouts({1: SCHEMA}.get))
+    return Segment.open_(sorted(log_of(path).glob("*.seg"))[number], Layouts({1: SCHEMA}.get))
 
 
 def _flip(path: Path, at: int, bit: int = 0) -> None:
@@ -91,123 +50,6 @@ def _store(path: Path, at: int, data: bytes) -> None:
     with path.open("r+b") as f:
         f.seek(at)
         f.write(data)
-
-
-# -- healthy ---------------------------------------------------------------------------------------------------------
-
-
-def assert_silent(report: Report) -> None:
-    assert report.ok and not report.problems, report.problems
-
-
-def test_a_closed_workspace_is_fine(closed: Path) -> None:
-    report = verify(closed)
-    assert_silent(report)
-    assert (report.writers, report.live, report.unsealed, report.rows) == (1, 0, 0, 405)
-    assert report.facts == 45 and report.segments >= 4
-    assert report.indexes == ("catalog.sqlite", "text.sqlite")
-
-
-def test_empty_workspaces_are_fine() -> None:
-    with rc.create_workspace("none") as ws:
-        assert_silent(ws.verify())
-    with rc.create_workspace("w", SCHEMA) as ws:
-        assert_silent(ws.verify())
-        writer = ws.writer()
-        assert_silent(ws.verify())
-        assert ws.verify().live == 1
-        writer.close()
-        assert_silent(ws.verify())
-
-
-def test_it_reads_only(closed: Path) -> None:
-    before = {p: p.read_bytes() for p in closed.rglob("*") if p.is_file()}
-    verify(closed)
-    assert {p: p.read_bytes() for p in closed.rglob("*") if p.is_file()} == before
-
-
-def test_a_live_writer_that_goes_on_is_fine(small_segments: None) -> None:
-    with rc.create_workspace("w", SCHEMA, durability="interval") as ws:
-        done = threading.Event()
-        failed: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                with ws.writer() as writer:
-                    open_episodes = [writer.episode() for _ in range(5)]
-                    uid = 0
-                    while not done.is_set():
-                        episode = open_episodes[uid % 5]
-                        given = np.full(2, uid + 5, np.float32) if uid % 2 else None
-                        episode.append(**_step(uid), next_observation=given)
-                        if not uid % 50:
-                            ws.annotate(episode.key, lesson=f"lesson {uid}")
-                        uid += 1
-                        time.sleep(0)
-            except BaseException as e:
-                failed.append(e)
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        try:
-            while ws.cut().rows < 200 and not failed:
-                time.sleep(0.01)
-            for _ in range(12):
-                ws.similar("lesson 100")
-                assert_silent(verify(ws.path))
-        finally:
-            done.set()
-            thread.join()
-        assert not failed
-        assert verify(ws.path).rows >= 200
-
-
-KILLED = """
-import sys
-import numpy as np
-import recollect as rc
-from recollect.hot.write import growing
-growing.SEGMENT_BYTES = (1 << 13,)
-ws = rc.open_workspace("w")
-writer = ws.writer(durability="process")
-print("go", flush=True)
-episodes = [writer.episode(id=f"{k}") for k in range(4)]
-uid = 0
-while True:
-    given = np.zeros(2, np.float32) if uid % 3 else None
-    seen = np.full(2, uid, np.float32)
-    episodes[uid % 4].append(observation=seen, note="some words", uid=uid, next_observation=given)
-    if uid % 40 == 39:
-        episodes[0].finish(lesson="a word")
-    uid += 1
-"""
-
-
-def test_a_killed_writer_is_fine_before_and_after_its_log_is_sealed() -> None:
-    rng = random.Random(2)
-    for _ in range(6):
-        ws = rc.create_workspace("w", SCHEMA)
-        child = python(KILLED)
-        assert child.stdout is not None
-        child.stdout.readline()
-        time.sleep(rng.random() * 0.2)
-        child.kill()
-        child.communicate()
-        report = verify(ws.path)
-        assert_silent(report)
-        assert (report.live, report.unsealed) == (0, 1)
-        with rc.open_workspace("w") as again:
-            told = again.verify()
-            # Killed while it wrote a slot, it leaves half of an observation that nobody was told of.
-            half = [(p.level, "waiting observations were damaged" in p.what) for p in told.problems]
-            assert told.ok and half in ([], [("harmless", True)]), told.problems
-            assert again.verify().unsealed == 0
-            assert again.verify().rows == again.cut().rows
-        ws.close()
-        rc.delete_workspace("w")
-
-
-# -- damaged ---------------------------------------------------------------------------------------------------------
 
 
 def _in_record(path: Path) -> tuple[Path, set[int]]:
@@ -300,7 +142,7 @@ def test_a_segment_cut_short_is_found(closed: Path, keep: int) -> None:
 
 @pytest.mark.parametrize("which", [0, 1, -1])
 def test_a_missing_segment_is_found_and_its_rows_named(closed: Path, which: int) -> None:
-    files = sorted(_log(closed).glob("*.seg"))
+    files = sorted(log_of(closed).glob("*.seg"))
     segment = Segment.open_(files[which], Layouts({1: SCHEMA}.get))
     first, count = segment.header.first_row, segment.word & ROWS_MASK
     files[which].unlink()
@@ -309,7 +151,7 @@ def test_a_missing_segment_is_found_and_its_rows_named(closed: Path, which: int)
 
 
 def test_swapped_segments_are_found(closed: Path) -> None:
-    one, two = sorted(_log(closed).glob("*.seg"))[1:3]
+    one, two = sorted(log_of(closed).glob("*.seg"))[1:3]
     spare = one.with_name("spare")
     one.rename(spare)
     two.rename(one)
@@ -333,7 +175,7 @@ def unsealed(small_segments: None) -> Iterator[Path]:
     with rc.create_workspace("w", SCHEMA) as ws, ws.writer(durability="process") as writer:
         episode = writer.episode()
         for uid in range(100):
-            episode.append(**_step(uid), next_observation=np.ones(2, np.float32))
+            episode.append(**step_of(uid), next_observation=np.ones(2, np.float32))
         writer.sync()
         shutil.copytree(ws.path, ws.path.with_name("copy"))
     yield ws.path.with_name("copy")
@@ -359,7 +201,7 @@ def test_a_counter_that_is_wrong_is_found_before_the_log_is_sealed(unsealed: Pat
 
 
 def test_a_counter_of_facts_that_is_behind_is_found_and_the_indexes_are_made_again(closed: Path) -> None:
-    (_log(closed) / "sealed.json").unlink()
+    (log_of(closed) / "sealed.json").unlink()
     assert_silent(verify(closed))
     segment, at = _control(closed)
     assert segment.word >> 32 > 2
@@ -418,7 +260,7 @@ def test_what_recovery_cut_off_is_lost_and_told_for_ever(
     unsealed: Path, wound: Callable[[Path], Any], known: bool, segments: int
 ) -> None:
     rows = verify(unsealed).rows if known else 0
-    wound(_log(unsealed))
+    wound(log_of(unsealed))
     assert {p.level for p in verify(unsealed).problems} & {"lost"}
     with rc.open_workspace(unsealed) as ws:
         (recovery,) = ws.recovered
@@ -429,13 +271,13 @@ def test_what_recovery_cut_off_is_lost_and_told_for_ever(
         (problem,) = (p for p in report.problems if p.where.endswith("sealed.json"))
         assert problem.level == "lost" and problem.what.startswith("recovery cut it off")
         assert sum(e.stop - e.start for e in problem.rows) == rows
-        left = {p.name for p in _log(unsealed).glob("*.seg")}
+        left = {p.name for p in log_of(unsealed).glob("*.seg")}
         beyond = {p.where.rpartition("/")[2] for p in report.problems if "beyond" in p.what}
         assert beyond == {name for name in left if known or name == max(left)}
 
 
 def test_a_segment_beyond_the_seal_is_found(closed: Path) -> None:
-    log = _log(closed)
+    log = log_of(closed)
     count = len(list(log.glob("*.seg")))
     shutil.copy(log / "00000000.seg", log / f"{count:08d}.seg")
     (problem,) = verify(closed).problems
@@ -451,7 +293,7 @@ def test_a_missing_mark_that_the_log_goes_on_is_found(unsealed: Path) -> None:
 
 
 def test_a_waiting_observation_that_is_gone_is_found(unsealed: Path) -> None:
-    tails = sorted(_log(unsealed).glob("*.tails"))
+    tails = sorted(log_of(unsealed).glob("*.tails"))
     assert tails
     for file in tails:
         file.write_bytes(bytes(file.stat().st_size))
@@ -487,7 +329,7 @@ def test_a_waiting_observation_that_is_damaged_after_recovery_or_was_synced_is_l
 
 @pytest.mark.parametrize("text", ["", "{}", "not json", '{"rows": "many"}', "\x00\x00"])
 def test_a_damaged_seal_is_found(closed: Path, text: str) -> None:
-    (_log(closed) / "sealed.json").write_text(text)
+    (log_of(closed) / "sealed.json").write_text(text)
     report = verify(closed)
     assert any("seal" in p.what or "seal" in p.where for p in report.problems) and not report.ok
 
@@ -539,7 +381,7 @@ def test_a_damaged_index_file_is_found_and_made_again(closed: Path, index: str, 
 
 
 def test_leftovers_are_told_and_harmless(closed: Path) -> None:
-    (_log(closed) / ".00000009.seg.new").write_bytes(b"x")
+    (log_of(closed) / ".00000009.seg.new").write_bytes(b"x")
     closed.with_name(f".{closed.name}.deleted.1234abcd").mkdir()
     old = closed / ".schema.json.12.ab"
     old.write_bytes(b"{")
