@@ -6,22 +6,22 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from recollect.errors import ArgumentError, NotFound, SchemaError
 from recollect.hot import home
-from recollect.hot.format.targets import change_home, digest, read_home
+from recollect.hot.format.targets import change_home, read_home
 from recollect.hot.home import Description
 from recollect.hot.keep import Keep
 from recollect.hot.private import PrivateFolder
 from recollect.hot.read.store import HotStore
 from recollect.hot.recovery.recover import Recovery, recover
-from recollect.hot.retention.delete import Deletion, delete_rows
+from recollect.hot.retention.delete import Deletion, delete
 from recollect.hot.retention.evict import Eviction
 from recollect.hot.retention.retain import Retainer
-from recollect.hot.retention.selection import Episodes, Ids, selected
+from recollect.hot.retention.selection import Episodes, Ids
+from recollect.hot.write.annotator import Annotator
 from recollect.hot.write.facts import check_facts, check_step_facts
 from recollect.hot.write.growing import Durability
 from recollect.hot.write.resume import ResumePoint, resume_point
@@ -37,7 +37,7 @@ from recollect.recall.window import with_predecessors
 from recollect.records.layout import Layout
 from recollect.schema import Change, Schema
 from recollect.schema.values import check_text
-from recollect.view import Cut, EpisodeKey, Extent, StepId, View
+from recollect.view import Cut, EpisodeKey, StepId, View
 
 if TYPE_CHECKING:
     from recollect.hot.read.live import LiveSource
@@ -75,7 +75,7 @@ class Workspace:
     def _start_over(self) -> None:
         """In a forked child: the parent's writers are not this handle's, nobody holds its lock, nobody evicts."""
         self._lock = threading.Lock()
-        self._annotator: Writer | None = None
+        self._annotator = Annotator(self._annotating_writer)
         self._writers: list[Writer] = []
         self.retainer = Retainer(self.path, self.id, self._hot, self._own_writers)
 
@@ -161,7 +161,7 @@ class Workspace:
         return self.retainer.run()
 
     def _own_writers(self) -> list[Writer]:
-        return [*self._writers, *([] if self._annotator is None else [self._annotator])]
+        return [*self._writers, *self._annotator.writers]
 
     # -- writing -------------------------------------------------------------------------------------------
 
@@ -234,23 +234,21 @@ class Workspace:
             values = check_facts(store.layout.schema, facts, self._mask)
         else:
             values = check_step_facts(store.layout.schema, facts, self._mask)
-        with self._lock:
-            if self._annotator is not None and not self._annotator.usable:
-                unusable, self._annotator = self._annotator, None
-                unusable.close()
-            if self._annotator is None:
-                with home.held(self.path, self.id):
-                    self._annotator = Writer(
-                        self.path / "log",
-                        store.layout,
-                        agent="annotate",
-                        durability=self.durability,
-                        mask=self._mask,
-                        on_roll=self.retainer.after_roll,
-                        largest=self.keep.segment_bytes(store.layout.row_bytes),
-                        only_facts=True,
-                    )
-            return self._annotator.annotate(key, step, values)
+        return self._annotator.annotate(key, step, values)
+
+    def _annotating_writer(self) -> Writer:
+        with home.held(self.path, self.id):
+            layout = self._hot().layout
+            return Writer(
+                self.path / "log",
+                layout,
+                agent="annotate",
+                durability=self.durability,
+                mask=self._mask,
+                on_roll=self.retainer.after_roll,
+                largest=self.keep.segment_bytes(layout.row_bytes),
+                only_facts=True,
+            )
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -383,12 +381,7 @@ class Workspace:
             CorruptionError: the workspace is damaged: `verify(repair=True)` first.
             ConflictError, StoreError: it cannot be done now; run it again.
         """
-        store = self._hot()
-        named: tuple[tuple[Extent, ...], frozenset[EpisodeKey]] = ((), frozenset())
-        if not (purge and ids is None and episodes is None and where is None):
-            named = selected(store.view(), ids, episodes, where)
-        masked = self._mask(reason) if isinstance(reason, str) else reason
-        return delete_rows(store, named[0], masked, episodes=named[1], purge=purge, dry_run=dry_run)
+        return delete(self._hot(), self._mask, ids, episodes, where, reason, purge=purge, dry_run=dry_run)
 
     # -- promoting -----------------------------------------------------------------------------------------
 
@@ -434,34 +427,13 @@ class Workspace:
             NotFound: the workspace was deleted, or there is no such branch.
             StoreError, DiskFull: the store cannot be reached or written. Nothing is half-written; run it again.
         """
-        from recollect.cold.branches import find
-        from recollect.cold.location import Location
-        from recollect.promote.lineage import commit_of
-        from recollect.promote.result import nothing_to_promote
-        from recollect.promote.retention import move
-        from recollect.promote.snapshot import snapshot
-        from recollect.promote.tags import check_tag
+        from recollect.promote.promote import promote
 
-        check_tag(tag)
-        home.require(self.path, self.id)
-        location = find(Location(to, storage_options), branch)
-        code = commit_of(commit)
-        if self.schema is None:
-            return nothing_to_promote(location, dry_run=dry_run)
-        lock = (
-            self.path
-            / "targets"
-            / f"{digest(f'{location.uri}#{location.branch}' if location.branch else location.uri)}.lock"
-        )
-        done = snapshot(
-            self._hot(), self.id, lock, location, tag, progress,
-            finished_only=finished_only, where=where, dry_run=dry_run, commit=code,
+        return promote(
+            self.path, self.id, lambda: None if self.schema is None else self._hot(), self.retainer.try_run,
+            to, tag, progress, storage_options=storage_options, finished_only=finished_only, where=where,
+            branch=branch, commit=commit, dry_run=dry_run,
         )  # fmt: skip
-        if dry_run or location.branch:
-            return done
-        note = "" if done.version is None else move(self.path, self.id, location, lock)
-        evicted = self.retainer.try_run()
-        return replace(done, evicted_rows=evicted.rows, note=note or done.note)
 
     # -- closing -------------------------------------------------------------------------------------------
 
@@ -485,8 +457,7 @@ class Workspace:
                 failed = failed or e
         with self._lock:
             self._writers = [w for w in self._writers if w.is_open]
-            if self._annotator is not None and not self._annotator.is_open:
-                self._annotator = None
+        self._annotator.drop_closed()
         if failed is not None:
             raise failed
 

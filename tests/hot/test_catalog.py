@@ -18,30 +18,8 @@ import pytest
 import recollect as rc
 from recollect import errors
 from recollect.hot.read import catalog, sidecar
-from recollect.hot.read.catalog import Catalog
-from recollect.recall.results import EpisodeRecord
+from tests.hot.indexed import SCHEMA, Workload, assert_equals_a_scan, index_of, step_of
 from tests.support import python, run_python
-
-SCHEMA = rc.Schema(
-    {
-        "observation": rc.Tensor("float32", (2,)),
-        "picture": rc.Frames((2,), stack=2, optional=True),
-        "note": rc.Text(optional=True),
-        "uid": rc.Tensor("int64"),
-    },
-    episode={"task": rc.Text()},
-)
-
-
-def _step(uid: int, **more: Any) -> dict[str, Any]:
-    picture = np.full(2, uid % 256, np.uint8) if uid % 3 else None
-    return {
-        "observation": np.full(2, uid, np.float32),
-        "picture": picture,
-        "note": f"n{uid}" * (uid % 4),
-        "uid": uid,
-        **more,
-    }
 
 
 @pytest.fixture
@@ -54,118 +32,9 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "BATCH_FACTS", 16)
 
 
-def _index(ws: rc.Workspace) -> Catalog:
-    return ws._hot().catalog
-
-
 def _entries(ws: rc.Workspace) -> int:
-    counted = _index(ws).file.read(lambda c: c.execute("SELECT count(*) FROM spans").fetchone()[0])
+    counted = index_of(ws).file.read(lambda c: c.execute("SELECT count(*) FROM spans").fetchone()[0])
     return 0 if counted is None else int(counted)
-
-
-def _described(episode: EpisodeRecord) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        name: getattr(episode, name) for name in ("key", "id", "attempt", "facts", "history", "ids", "ended", "derived")
-    }
-    for name in ("observation", "picture", "uid", "step"):
-        out[name] = np.asarray(episode[name]).tobytes()
-    out["note"] = episode["note"]
-    out["final"] = None if episode.final is None else {k: str(v) for k, v in episode.final.items()}
-    return out
-
-
-def assert_equals_a_scan(ws: rc.Workspace) -> int:
-    """Every episode by key, by its id and by one of its steps, against a view of everything. Returns how many."""
-    view = ws.view()
-    keys = {rc.EpisodeKey(*k) for k in view.episodes.keys.tolist()} | set(view.facts.episodes)
-    sealed = {w for w, log in ws._hot().logs.items() if log.sealed}
-    for key in keys:
-        slots = view.episodes.rows_of(key)
-        writers = {key.writer, *view.rows.ids(slots)["writer"].tolist()}
-        wanted = EpisodeRecord(view, key, slots, over=writers <= sealed)
-        assert _described(ws.episode(key)) == _described(wanted)
-        if wanted.ids:
-            assert ws.episode(wanted.ids[-1]).key == key
-        if view.facts.keys_of(wanted.id):
-            assert ws.episode(wanted.id).key == view.facts.keys_of(wanted.id)[-1]
-    newest = ws.recent(10_000)
-    assert {s.id: (s.episode, s.episode_id) for s in newest} == {
-        rc.StepId(*i): (key, view.facts.id_of(key))
-        for key in keys
-        for i in view.rows.ids(view.episodes.rows_of(key)[~view.episodes.is_final[view.episodes.rows_of(key)]]).tolist()
-    }
-    with pytest.raises(errors.NotFound):
-        ws.episode("no such episode")
-    return len(keys)
-
-
-class Workload:
-    """Random writing: single steps, blocks, lanes; episodes that interleave, pause, share ids, and get late facts."""
-
-    def __init__(self, ws: rc.Workspace, seed: int) -> None:
-        self.ws, self.rng = ws, random.Random(seed)
-        self.writers = [ws.writer(durability="process") for _ in range(2)]
-        self.open: list[rc.Episode] = []
-        self.keys: list[rc.EpisodeKey] = []
-        self.uid = 0
-
-    def run(self, turns: int) -> None:
-        moves: list[Callable[[], None]] = [self.steps, self.steps, self.begin, self.block, self.annotate, self.lanes]
-        for _ in range(turns):
-            self.rng.choice(moves)()
-
-    def begin(self) -> None:
-        name = self.rng.choice([None, "a", "b", f"own-{self.uid}"])
-        attempt = self.rng.choice([None, 1, 2, 3])
-        episode = self.rng.choice(self.writers).episode(id=name, attempt=attempt, task="t")
-        self.open.append(episode)
-        self.keys.append(episode.key)
-
-    def steps(self) -> None:
-        for _ in range(self.rng.randrange(1, 12)):
-            if not self.open:
-                self.begin()
-            episode = self.rng.choice(self.open)
-            ends = self.rng.random() < 0.1
-            given = np.zeros(2, np.float32) if self.rng.random() < 0.3 else None
-            episode.append(**_step(self.uid), terminated=ends, next_observation=given)
-            self.uid += 1
-            if ends:
-                self.open.remove(episode)
-
-    def block(self) -> None:
-        n = self.rng.randrange(1, 60)
-        base = self.uid
-        self.uid += n
-        names = [f"block-{base}-{k % 3}" for k in range(n)]
-        self.rng.choice(self.writers).extend(
-            {
-                "episode": names,
-                "step": [k // 3 for k in range(n)],
-                "observation": np.zeros((n, 2), np.float32),
-                "uid": np.arange(base, base + n),
-            }
-        )
-
-    def lanes(self) -> None:
-        lanes = self.rng.choice(self.writers).lanes(4)
-        for _ in range(self.rng.randrange(1, 9)):
-            uids = np.arange(self.uid, self.uid + 4)
-            self.uid += 4
-            lanes.append(
-                observation=np.zeros((4, 2), np.float32),
-                uid=uids,
-                terminated=np.array([self.rng.random() < 0.2 for _ in range(4)]),
-                truncated=np.zeros(4, np.bool_),
-            )
-
-    def annotate(self) -> None:
-        if self.keys:
-            key = self.rng.choice(self.keys)
-            self.ws.annotate(key, lesson=f"lesson {self.uid}", reward=self.rng.random())
-            steps = self.ws.recent(3)
-            if len(steps):
-                self.ws.annotate(self.rng.choice(steps.ids), note=f"changed {self.uid}")
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -177,7 +46,7 @@ def test_random_workloads_read_like_a_scan(eager: None, seed: int) -> None:
             assert_equals_a_scan(ws)
             assert_equals_a_scan(other)
         assert _entries(other) > 0
-        assert _index(ws).compare(ws.cut()) is None
+        assert index_of(ws).compare(ws.cut()) is None
         assert assert_equals_a_scan(rc.open_workspace("w")) > 5
 
 
@@ -185,7 +54,7 @@ def test_small_workspaces_need_no_file() -> None:
     with rc.create_workspace("w", SCHEMA) as ws:
         Workload(ws, 1).run(10)
         assert_equals_a_scan(ws)
-        assert not _index(ws).file.path.exists()
+        assert not index_of(ws).file.path.exists()
 
 
 def test_an_episode_that_another_writer_goes_on_with_is_whole(eager: None) -> None:
@@ -194,12 +63,12 @@ def test_an_episode_that_another_writer_goes_on_with_is_whole(eager: None) -> No
         first, second = ws.writer(), ws.writer()
         episode = first.episode(id="shared")
         for uid in range(40):
-            episode.append(**_step(uid))
+            episode.append(**step_of(uid))
         taken = second.open_episode(None, None, {})
         taken.key, taken.step = episode.key, 40
         for uid in range(40, 90):
-            second._append(taken, _step(uid), False, False, None, None)
-        assert _index(ws).catch_up(ws.cut())
+            second._append(taken, step_of(uid), False, False, None, None)
+        assert index_of(ws).catch_up(ws.cut())
         got = ws.episode("shared")
         assert got["uid"].tolist() == list(range(90))
         assert {i.writer for i in got.ids} == {first.id, second.id}
@@ -262,16 +131,16 @@ def test_whatever_happens_to_the_file_reads_are_right(eager: None, kind: str, op
     with rc.create_workspace("w", SCHEMA) as ws:
         load = Workload(ws, 11)
         load.run(25)
-        assert _index(ws).catch_up(ws.cut())
+        assert index_of(ws).catch_up(ws.cut())
         assert_equals_a_scan(ws)
         reader = ws if opened == "before" else rc.open_workspace("w")
         if opened == "after":
             ws._hot().close()
-        _damage(kind, _index(ws).file.path)
+        _damage(kind, index_of(ws).file.path)
         load.run(3)
         assert_equals_a_scan(reader)
-        assert _index(reader).catch_up(reader.cut())
-        assert _index(reader).compare(reader.cut()) is None
+        assert index_of(reader).catch_up(reader.cut())
+        assert index_of(reader).compare(reader.cut()) is None
         assert_equals_a_scan(rc.open_workspace("w"))
 
 
@@ -281,9 +150,9 @@ def test_random_bytes_anywhere_are_no_error_for_the_user(eager: None) -> None:
     with rc.create_workspace("w", SCHEMA) as ws:
         Workload(ws, 12).run(30)
         view = ws.view()
-        path = _index(ws).file.path
+        path = index_of(ws).file.path
         for _ in range(30):
-            assert _index(ws).catch_up(ws.cut())
+            assert index_of(ws).catch_up(ws.cut())
             data = bytearray(path.read_bytes())
             for _ in range(rng.choice([1, 1, 50])):
                 data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
@@ -297,23 +166,23 @@ def test_random_bytes_anywhere_are_no_error_for_the_user(eager: None) -> None:
                     continue
                 slots = view.episodes.rows_of(got.key)
                 assert set(map(tuple, got.ids)) <= set(map(tuple, view.rows.ids(slots).tolist()))
-            _index(reader).compare(reader.cut())
+            index_of(reader).compare(reader.cut())
             reader.close()
-            _index(ws).file.discard()
+            index_of(ws).file.discard()
 
 
 def test_a_folder_that_takes_no_file_is_read_by_scanning(eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with rc.create_workspace("w", SCHEMA) as ws:
         Workload(ws, 2).run(12)
-        _index(ws).file.path.mkdir()
+        index_of(ws).file.path.mkdir()
         assert_equals_a_scan(ws)
-        _index(ws).file.path.rmdir()
+        index_of(ws).file.path.rmdir()
         monkeypatch.setattr(sidecar, "PAUSE_S", 0.0)
 
         def full(*_: Any) -> None:
             raise sqlite3.OperationalError("database or disk is full")
 
-        monkeypatch.setattr(_index(ws), "_add", full)
+        monkeypatch.setattr(index_of(ws), "_add", full)
         assert_equals_a_scan(ws)
 
 
@@ -347,8 +216,8 @@ def test_processes_that_catch_up_together_agree(eager: None) -> None:
     children = [python(code) for _ in range(4)]
     answers = [child.communicate(timeout=60) for child in children]
     assert all("[700, 701, 702, 703, 704, 705, 706]" in out for out, _ in answers), answers
-    assert _index(ws).catch_up(ws.cut())
-    assert _index(ws).compare(ws.cut()) is None
+    assert index_of(ws).catch_up(ws.cut())
+    assert index_of(ws).compare(ws.cut()) is None
     ws.close()
 
 
@@ -365,15 +234,15 @@ def test_a_process_killed_while_it_catches_up_costs_nothing_but_its_batch(eager:
         child.communicate()
         for k in rng.sample(range(400), 5):
             assert ws.episode(f"task-{k}")["uid"].tolist() == list(range(7 * k, 7 * k + 7))
-        assert _index(ws).catch_up(ws.cut())
-        assert _index(ws).compare(ws.cut()) is None
+        assert index_of(ws).catch_up(ws.cut())
+        assert index_of(ws).compare(ws.cut()) is None
     ws.close()
 
 
 @pytest.mark.parametrize("where", ["between commits", "within a commit"])
 def test_a_stopped_process_holds_nobody_up(eager: None, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ws = _filled()
-    assert _index(ws).catch_up(ws.cut())
+    assert index_of(ws).catch_up(ws.cut())
     held = "connection.execute('BEGIN EXCLUSIVE')" if where == "within a commit" else "pass"
     code = (
         LOADER
@@ -394,19 +263,19 @@ time.sleep(600)
         for reader in (ws, rc.open_workspace("w")):
             with reader.writer() as writer, writer.episode(id="new") as episode:
                 for uid in range(60):
-                    episode.append(**_step(uid))
+                    episode.append(**step_of(uid))
             assert reader.episode("new")["uid"].tolist() == list(range(60))
             assert reader.episode("task-100")["uid"].tolist() == list(range(700, 707))
             assert len(reader.recent(200)) == 200
-            assert not _index(reader).catch_up(reader.cut())
+            assert not index_of(reader).catch_up(reader.cut())
     finally:
         os.kill(child.pid, signal.SIGCONT)
         child.kill()
         child.communicate()
     monkeypatch.setattr(sidecar, "PAUSE_S", 0.0)
     fresh = rc.open_workspace("w")
-    assert _index(fresh).catch_up(fresh.cut())
-    assert _index(fresh).compare(fresh.cut()) is None
+    assert index_of(fresh).catch_up(fresh.cut())
+    assert index_of(fresh).compare(fresh.cut()) is None
     ws.close()
 
 
@@ -482,22 +351,22 @@ def test_an_index_of_more_than_the_logs_hold_is_not_believed(eager: None, tmp_pa
     shutil.copytree(ws.path / "log", tmp_path / "backup")
     kept = ws.cut().rows
     load.run(25)
-    assert _index(ws).catch_up(ws.cut())
+    assert index_of(ws).catch_up(ws.cut())
     ws.close()
     shutil.rmtree(ws.path / "log")
     shutil.copytree(tmp_path / "backup", ws.path / "log")
     again = rc.open_workspace("w")
     assert again.cut().rows == kept
     assert_equals_a_scan(again)
-    assert _index(again).catch_up(again.cut())
-    assert _index(again).compare(again.cut()) is None
+    assert index_of(again).catch_up(again.cut())
+    assert index_of(again).compare(again.cut()) is None
     assert_equals_a_scan(again)
 
 
 def test_evicted_rows_are_not_there_and_do_not_pile_up(eager: None) -> None:
     """Retention moves the start of an extent; what is before it is nobody's row any more."""
     ws = _filled()
-    index, view = _index(ws), ws.view()
+    index, view = index_of(ws), ws.view()
     (extent,) = ws.cut().extents
     assert index.catch_up(ws.cut())
     whole = _entries(ws)
@@ -511,7 +380,7 @@ def test_evicted_rows_are_not_there_and_do_not_pile_up(eager: None) -> None:
         assert index.compare(cut) is None
     with ws.writer() as writer, writer.episode() as episode:
         for uid in range(50):
-            episode.append(**_step(uid))
+            episode.append(**step_of(uid))
     now = ws.cut()
     assert index.catch_up(rc.Cut(tuple(e._replace(start=2000) if e == extent else e for e in now.extents), now.facts))
     assert _entries(ws) < whole / 2
@@ -539,7 +408,7 @@ def test_what_a_killed_writer_left_open_was_interrupted() -> None:
         child = python(DIES)
         child.communicate(timeout=60)
         living = ws.writer().episode(id="living")
-        living.append(**_step(0))
+        living.append(**step_of(0))
         before = ws.episode("bare")
         assert "status" not in before.facts and not before.derived
         assert ws.stats().interrupted == 0
@@ -555,7 +424,7 @@ def test_what_a_killed_writer_left_open_was_interrupted() -> None:
         assert ws.episode("bare").facts["status"] == "recovered"
         assert ws.stats().interrupted == 0
         with ws.writer() as writer, writer.episode(id="left") as episode:
-            episode.append(**_step(1))
+            episode.append(**step_of(1))
         assert ws.episode("left").facts["status"] == "interrupted" and not ws.episode("left").derived
         assert ws.stats().interrupted == 1
 
@@ -566,14 +435,14 @@ def test_a_reader_between_a_commit_and_the_next_look_finds_no_row_twice(
     monkeypatch.setattr(catalog, "TAIL_ROWS", 8)
     with rc.create_workspace("w", SCHEMA) as ws, ws.writer() as writer, writer.episode("e", task="t") as episode:
         for uid in range(40):
-            episode.append(**_step(uid))
+            episode.append(**step_of(uid))
         key = ws.episode("e").key
         for uid in range(40, 45):
-            episode.append(**_step(uid))
+            episode.append(**step_of(uid))
         older = ws.cut()
         for uid in range(45, 80):
-            episode.append(**_step(uid))
-        index, found = _index(ws), []
+            episode.append(**step_of(uid))
+        index, found = index_of(ws), []
         real = index.file.write
 
         def write(change: Callable[[sqlite3.Connection], Any]) -> Any:
@@ -593,9 +462,9 @@ def test_a_reader_between_a_commit_and_the_next_look_finds_no_row_twice(
 def test_spans_that_overlap_are_not_believed(eager: None) -> None:
     with rc.create_workspace("w", SCHEMA) as ws, ws.writer() as writer, writer.episode("e", task="t") as episode:
         for uid in range(40):
-            episode.append(**_step(uid))
-        assert _index(ws).catch_up(ws.cut())
+            episode.append(**step_of(uid))
+        assert index_of(ws).catch_up(ws.cut())
         key = ws.episode("e").key
-        assert _index(ws).file.write(lambda c: c.execute("UPDATE spans SET stop = stop + 4 WHERE chunk = 0").rowcount)
-        own = _index(ws).rows_of(key, ws.cut())
+        assert index_of(ws).file.write(lambda c: c.execute("UPDATE spans SET stop = stop + 4 WHERE chunk = 0").rowcount)
+        own = index_of(ws).rows_of(key, ws.cut())
         assert sum(stop - start for _, start, stop in own.pieces) == 40

@@ -351,7 +351,7 @@ def test_a_refresh_with_nothing_new_touches_counters_only(monkeypatch: pytest.Mo
             io: ("open",),
             mmap: ("mmap",),
             json: ("loads",),
-            WriterLog: ("pieces", "tails", "step_facts", "_refresh"),
+            WriterLog: ("pieces", "tails", "fact_pieces", "_refresh"),
             np: ("empty", "array"),
         }.items():
             for name in names:

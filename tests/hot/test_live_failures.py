@@ -10,6 +10,7 @@ import pytest
 import recollect as rc
 from recollect import errors
 from recollect.hot.read import live
+from recollect.hot.read.facts import FactSpans
 from recollect.hot.read.log import WriterLog
 from recollect.hot.read.store import HotStore
 from recollect.records.grow import Growing
@@ -41,7 +42,7 @@ def _uids(view: View) -> list[int]:
         (Growing, "anchors"),
         (HotStore, "pieces"),
         (HotStore, "refresh"),
-        (WriterLog, "step_facts"),
+        (FactSpans, "about_steps"),
         (live.LiveSource, "_note_facts"),
         (live.LiveSource, "_add"),
         (live.LiveSource, "_change"),

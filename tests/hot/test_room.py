@@ -105,9 +105,9 @@ def test_an_annotation_costs_what_it_says(schema: rc.Schema) -> None:
         for _ in range(600):
             ws.annotate(key, reward=1.0)
         stored = 600 * (FACT.itemsize + len('{"reward":1.0}'))
-        assert ws._annotator is not None
+        (annotator,) = ws._annotator.writers
         assert _log_bytes(ws) - before <= LIVE * stored + SEGMENT_BYTES[0] // 8
-        ws._annotator.close()
+        annotator.close()
         assert _log_bytes(ws) - before <= 2 * stored + EACH
         assert ws.episode(key).facts["reward"] == 1.0
         assert ws.recent(1).ids[0] == step

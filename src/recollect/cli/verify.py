@@ -41,7 +41,7 @@ def verify(
 ) -> None:
     """Check everything that a workspace or a buffer holds. It is only read, but a wrong index is made again."""
     from recollect.hot import home
-    from recollect.hot.recovery.verify import problems_in_words
+    from recollect.hot.recovery.findings import problems_in_words
     from recollect.recall.verify import verify as check
 
     out = Output(context, json)

@@ -312,7 +312,7 @@ def read_state(connection: sqlite3.Connection, schema: str = "") -> State:
 
 def facts(log: WriterLog, start: int, stop: int) -> Iterator[tuple[int, int, str]]:
     """The documents of a log's facts; a fact without text is none. Names of episodes are no text."""
-    for fact in log.each_fact(start, stop):
+    for fact in log.fact_pieces(start, stop).parsed():
         text = "\n".join(s for name, value in fact.values.items() if name != "id" for s in _strings(value))
         if text:
             yield FACT, fact.seq, text

@@ -13,8 +13,9 @@ from recollect.hot.read.catalog import Catalog
 from recollect.hot.read.compare import Difference
 from recollect.hot.read.sidecar import Damaged, drop_index
 from recollect.hot.read.store import HotStore
+from recollect.hot.recovery.findings import Findings, Problem
 from recollect.hot.recovery.repair import Repair, repair_logs
-from recollect.hot.recovery.verify import Findings, Problem, Progress, verify_logs
+from recollect.hot.recovery.verify import Progress, verify_logs
 from recollect.recall import text
 from recollect.recall.text import TextIndex
 from recollect.view import Cut

@@ -1,1 +1,1 @@
-"""Reading every writer's log together: stores, the catalog, growing sources."""
+"""Reading writers' logs: one, all of them together, the catalog, growing sources."""

@@ -362,7 +362,7 @@ class LiveSource:
 
     def _note_facts(self, log: WriterLog, stop: int) -> None:
         """Those about steps are kept, to be laid over their rows. Noting some twice changes nothing."""
-        found = log.step_facts(self._facts_seen.get(log.writer, 0), stop)
+        found = log.fact_pieces(self._facts_seen.get(log.writer, 0), stop).about_steps()
         if found:
             self._store.layouts.refresh()  # another thread may just have read the counter and not yet looked for it
         for fact in found:
@@ -432,6 +432,6 @@ class LiveSource:
         steps = StepFacts()
         for writer, stop in cut.facts:
             log = self._store.logs.get(writer)  # one that is gone held none about rows that are there
-            for fact in () if log is None else log.step_facts(0, stop):
+            for fact in () if log is None else log.fact_pieces(0, stop).about_steps():
                 steps.add(fact)
         return rows, steps

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import bisect
-import mmap
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from recollect.errors import CorruptionError, NotFound, StoreError
 from recollect.hot.format import holes as gone
 from recollect.hot.format.first import First, Resumption, read_first
 from recollect.hot.format.holes import Holes, read_holes
 from recollect.hot.format.layouts import Layouts
-from recollect.hot.format.parse import parse, parse_all
+from recollect.hot.format.parse import parse_all
 from recollect.hot.format.seal import Seal, read_seal
 from recollect.hot.format.segment import ROWS_MASK, Segment
-from recollect.hot.format.tails import TailFile, damaged_slots, read_tails
+from recollect.hot.format.tails import TailFile, read_tails
 from recollect.hot.format.translate import Translation, Translations
+from recollect.hot.read.facts import Facts, FactSpans, carried
+from recollect.hot.read.held import UNNOTICED, Held, Past, renewed
 from recollect.hot.read.turns import Turns
-from recollect.records.block import Block, join_rows
+from recollect.hot.read.waiting import Tails, damaged, joined, successor
+from recollect.records.block import Block
 from recollect.records.gone import Gone, blanks
-from recollect.records.layout import FINAL, Layout
-from recollect.view import EpisodeKey, Fact, Ids, make_ids
+from recollect.records.layout import Layout
+from recollect.view import EpisodeKey, Fact, Ids
 from recollect.view.reach import Ranges, within, without
-
-UNNOTICED = 1 << 62
-"""Tick of what a log found evicted by itself, before its store noticed."""
 
 
 class WriterLog:
@@ -42,6 +37,7 @@ class WriterLog:
         rows, facts: published counts.
         first: where the log begins now; what is before it was evicted.
         holes: rows and facts behind that which were damaged or deleted.
+        held: what is gone and still readable here.
         gone: whether all of it was evicted, the folder too.
 
     Args:
@@ -56,22 +52,13 @@ class WriterLog:
         self.rows = self.facts = 0
         self.first = First()
         self.holes = gone.NONE
-        self._pins = pins
-        self._pending: list[tuple[int, Holes]] = []
-        """Ticks at which more was noticed to be gone, and what was before: a thread that has pinned the store goes on
-        reading what its cut names."""
         self._kept: tuple[tuple[Holes, int, int] | None, Ranges] = (None, ())
         self.gone = False
         self._seal: Seal | None = None
-        self._turns = Turns()
-        self._facts: list[Fact] = []
-        self._parsed = 0
-        """Facts below it are in `_facts`, or were evicted."""
-        self._past: list[_Past] = []
-        self.unlinked: list[weakref.ref[mmap.mmap]] = []
-        """Maps of evicted segments; while one lives, so does its disk space."""
+        self.held = Held(pins)
+        self._facts = Facts()
+        self._tails = Tails(folder)
         self._translations = Translations()
-        self._tail_files: list[TailFile] = []
         self._newest: Segment | None = None
         self._watched: memoryview | None = None
         self._word = -1
@@ -120,7 +107,7 @@ class WriterLog:
                         return  # evicted whole; `notice` will say so
                     raise self._missing()
             if not seal.resumed:
-                self._turns.scanned = max(self._turns.scanned, seal.facts)
+                self._facts.turns.scanned = max(self._facts.turns.scanned, seal.facts)
             self.rows, self.facts, self._seal = seal.rows, seal.facts, seal
             return
         if not self.segments and not self._open_next() and self._has_files():
@@ -164,10 +151,10 @@ class WriterLog:
 
     def _scanned(self) -> Turns:
         """What the facts published until now say, so that no row is seen before the resumption that explains it."""
-        if self._turns.scanned < self.facts:
+        if self._facts.turns.scanned < self.facts:
             with self._lock:
-                self._turns.scan(self._fact_spans(self.facts), self.facts)
-        return self._turns
+                self._facts.turns.scan(self._fact_spans(self.facts), self.facts)
+        return self._facts.turns
 
     @property
     def sealed(self) -> bool:
@@ -217,7 +204,7 @@ class WriterLog:
         if self.gone:
             return 0
         lost = gone.count(within(self.holes.facts, self.first.fact, self.facts))
-        return self.facts - self.first.fact - lost + len(self._carried())
+        return self.facts - self.first.fact - lost + len(carried(self.first, self.holes.facts))
 
     def _open_next(self) -> bool:
         while True:
@@ -259,43 +246,15 @@ class WriterLog:
         if holes == self.holes:
             return
         if tick is not None:
-            self._pending.append((tick, self.holes))
+            self.held.hold_rows(tick, self.holes)
         self.holes = holes
         for segment in self.segments:
             segment.checked.forgive(holes.damaged_rows, holes.facts)
-        self._facts = [f for f in self._facts if not within(holes.facts, f.seq, f.seq + 1)]
-        if holes.facts:
-            self._turns = Turns(holes.facts)
-            self._turns.begin_at(self.first)
-            self._turns.scanned = self.first.fact
-
-    def _blanked(self) -> Holes:
-        """What reads as blank rows in this thread."""
-        tick = getattr(self._pins, "tick", None) if self._pending else None
-        if tick is None:
-            return self.holes
-        return next((before for when, before in self._pending if when > tick), self.holes)
-
-    def _renewed(self, segment: Segment) -> Segment:
-        """The segment, mapped anew where its file was written over since: without what was purged."""
-        try:
-            same = segment.path.stat().st_ino == segment.inode
-        except FileNotFoundError:  # evicted, or given up
-            return segment
-        if same:
-            return segment
-        new = Segment.open_(segment.path, self.layouts)
-        new.checked.forgive(self.holes.damaged_rows, self.holes.facts)
-        return new
-
-    def _carried(self) -> list[Fact]:
-        """The facts of evicted segments that are still there."""
-        lost = self.holes.facts
-        return [f for f in self.first.facts if not within(lost, f.seq, f.seq + 1)] if lost else [*self.first.facts]
+        self._facts.lose(self.first, holes.facts)
 
     def _blank(self, start: int, stop: int) -> Iterator[tuple[Block, int, int]]:
         """Rows that are gone, from `start` to `stop`."""
-        lost = self._blanked().rows
+        lost = self.held.blanked(self.holes).rows
         begin = lost[bisect.bisect_right(lost, start, key=lambda r: r[1])][0]
         at = begin - 1
         times = [
@@ -309,7 +268,7 @@ class WriterLog:
     def notice(self, tick: int, *, gone: bool) -> None:
         """Looks where the log begins now. What was evicted stays readable here until `release(tick)`."""
         with self._lock:
-            self._past = [p._replace(tick=min(p.tick, tick)) for p in self._past]
+            self.held.notice(tick)
             if gone or not self.folder.is_dir():
                 end = First(1 << 62, self.rows, self.facts, self.first.agent)
                 self._begin_at(end, tick)
@@ -325,31 +284,20 @@ class WriterLog:
     def release(self, tick: int) -> None:
         """Lets go of what was noticed as evicted at `tick` or before."""
         with self._lock:
-            if self._pending:
-                self._pending = [(when, before) for when, before in self._pending if when > tick]
-                if not self._pending:  # nobody reads what may have been purged
-                    self.segments = [self._renewed(s) for s in self.segments]
-            if self._past:
-                self._past = [p for p in self._past if p.tick > tick]
+            if self.held.release_rows(tick):  # nobody reads what may have been purged
+                self.segments = [renewed(s, self.layouts, self.holes) for s in self.segments]
+            if self.held.release_segments(tick):
                 self._translations.keep(self._held_blocks())
-
-    @property
-    def is_held(self) -> bool:
-        """Whether evicted segments, or rows that are gone, are still readable here."""
-        return bool(self._past or self._pending)
 
     def _begin_at(self, first: First, tick: int = UNNOTICED) -> None:
         if first == self.first:
             return
         for segment, stop, fact_stop in self._spans():
             if segment.header.index < first.segment:
-                self._past.append(_Past(tick, segment, stop, fact_stop))
-                self.unlinked.append(weakref.ref(segment.map))
+                self.held.hold(Past(tick, segment, stop, fact_stop))
         self.segments = [s for s in self.segments if s.header.index >= first.segment]
         self.first = first
-        self._facts = [*self._carried(), *(f for f in self._facts if f.seq >= first.fact)]
-        self._turns.begin_at(first)
-        self._parsed = max(self._parsed, first.fact)
+        self._facts.begin_at(first, self.holes.facts)
         self.rows, self.facts = max(self.rows, first.row), max(self.facts, first.fact)
 
     def _spans(self) -> list[tuple[Segment, int, int]]:
@@ -380,8 +328,8 @@ class WriterLog:
     def _blocks(self, start: int, stop: int) -> Iterator[tuple[Block, int, int]]:
         """What is readable here of rows `start` to `stop`; blank rows where they are gone."""
         with self._lock:  # so that no segment is met in both lists
-            spans = [(p.segment, p.stop) for p in self._past] + [(s, end) for s, end, _ in self._spans()]
-            lost = within(self._blanked().rows, max(start, self.first.row), stop)
+            spans = [(p.segment, p.stop) for p in self.held.past] + [(s, end) for s, end, _ in self._spans()]
+            lost = within(self.held.blanked(self.holes).rows, max(start, self.first.row), stop)
         for a, b in without(((start, stop),), lost) if lost else ((start, stop),):
             yield from self._blank_between(lost, start, a)
             for segment, end in spans:
@@ -420,22 +368,20 @@ class WriterLog:
                 )
                 for block, low, high in written
             ]
-            if len(self._translations) > len(self.segments) + len(self._past):
+            if len(self._translations) > len(self.segments) + len(self.held.past):
                 self._translations.keep(self._held_blocks())
             return out
 
     def _held_blocks(self) -> list[Block]:
         """Those of the segments that are still read."""
-        return [*(s.block for s in self.segments), *(p.segment.block for p in self._past)]
+        return [*(s.block for s in self.segments), *(p.segment.block for p in self.held.past)]
 
     # -- facts ---------------------------------------------------------------------------------------------
 
     def read_facts(self, stop: int) -> list[Fact]:
         """Facts below `stop` that are still there, parsed once per process."""
         with self._lock:
-            self._facts += parse_all(self._fact_spans(stop), self._parsed, self.holes.facts)
-            self._parsed = max(self._parsed, min(stop, self.facts))
-            return self._facts[: bisect.bisect_left(self._facts, stop, key=lambda f: f.seq)]
+            return self._facts.read(self._fact_spans(stop), self.holes.facts, min(stop, self.facts))
 
     def later_facts(self, stop: int) -> Callable[[], list[Fact]]:
         """Reads the facts below `stop` that are there now, whenever it is called and whatever was evicted by then."""
@@ -447,8 +393,8 @@ class WriterLog:
                 if self.first is first:
                     return self.read_facts(stop)
                 lost = self.holes.facts
-            carried = (f for f in first.facts if f.seq < stop and not within(lost, f.seq, f.seq + 1))
-            return [*carried, *parse_all(spans, first.fact, lost)]
+            early = (f for f in carried(first, lost) if f.seq < stop)
+            return [*early, *parse_all(spans, first.fact, lost)]
 
         return read
 
@@ -456,34 +402,13 @@ class WriterLog:
         """Segments, and up to which fact of the log each is to be read. Under the lock."""
         return [(segment, min(stop, end)) for segment, _, end in self._spans()]
 
-    def fact_pieces(self, start: int, stop: int) -> tuple[list[Fact], list[tuple[Segment, int, int]]]:
-        """Facts `start` to `stop` as far as they are readable here: those that were carried over from segments that are
-        not, and the segments that hold the others, in order, with their rows there. Those come unchecked."""
+    def fact_pieces(self, start: int, stop: int) -> FactSpans:
+        """Facts `start` to `stop`, as far as they are readable here."""
         with self._lock:
-            carried, lost = self._carried(), self.holes.facts
-            past = [(p.segment, p.fact_stop) for p in self._past]
-            spans = past + self._fact_spans(stop)
-        pieces = []
-        for segment, end in spans:
-            first = segment.header.first_fact
-            low, high = max(start, first), min(stop, end)
-            pieces += [(segment, a - first, b - first) for a, b in without(((low, high),), lost) if low < high]
-        low, high = (bisect.bisect_left(carried, n, key=lambda f: f.seq) for n in (start, stop))
-        held = [(segment.header.first_fact, end) for segment, end in past]
-        return [f for f in carried[low:high] if not any(a <= f.seq < b for a, b in held)], pieces
-
-    def each_fact(self, start: int, stop: int) -> Iterator[Fact]:
-        """Facts `start` to `stop` as far as they are readable here, in order, parsed anew.
-
-        Raises:
-            CorruptionError: one is damaged.
-        """
-        carried, pieces = self.fact_pieces(start, stop)
-        yield from carried
-        for segment, low, high in pieces:
-            segment.checked.require_facts(high)
-            for row in range(low, high):
-                yield parse(segment, row)
+            early, lost = carried(self.first, self.holes.facts), self.holes.facts
+            past = [(p.segment, p.fact_stop) for p in self.held.past]
+            spans = self._fact_spans(stop)
+        return FactSpans.between(start, stop, early, past, spans, lost)
 
     def fact(self, seq: int) -> Fact:
         """One fact.
@@ -491,12 +416,9 @@ class WriterLog:
         Raises:
             CorruptionError: it is damaged, or not there.
         """
-        carried, pieces = self.fact_pieces(seq, seq + 1)
-        for segment, row, _ in pieces:
-            if segment.checked.whole_facts(row, row + 1) == row + 1:
-                return parse(segment, row)
-        if carried:
-            return carried[0]
+        found = self.fact_pieces(seq, seq + 1).first_whole()
+        if found is not None:
+            return found
         raise CorruptionError(
             f"fact {seq} of writer {self.writer} is damaged or gone", remedy="See recollect verify NAME"
         )
@@ -505,16 +427,7 @@ class WriterLog:
         """Whether a fact is still there: retention may have taken it."""
         return any(self.fact_pieces(seq, seq + 1))
 
-    def has_step_facts(self, stop: int) -> bool:
-        """Whether any fact below `stop` is about a step rather than an episode."""
-        carried, pieces = self.fact_pieces(0, stop)
-        if any(f.step is not None for f in carried):
-            return True
-        for segment, low, high in pieces:
-            segment.checked.require_facts(high)
-            if (segment.facts["step_seq"][low:high] >= 0).any():
-                return True
-        return False
+    # -- waiting observations ------------------------------------------------------------------------------
 
     def tails_in(self, layout: Layout, ids: Ids) -> tuple[Ids, Block | None]:
         """As `tails`, in the layout of the schema's newest version."""
@@ -522,16 +435,6 @@ class WriterLog:
         if block is None or self.layout is layout:
             return found, block
         return found, Translation(block, self.layout, layout).read(0, len(block.records))
-
-    def step_facts(self, start: int, stop: int) -> list[Fact]:
-        """The facts from `start` to `stop` that are about steps and still there."""
-        carried, pieces = self.fact_pieces(start, stop)
-        out = [f for f in carried if f.step is not None]
-        for segment, low, high in pieces:
-            segment.checked.require_facts(high)
-            about = segment.facts["step_seq"][low:high]
-            out += [parse(segment, low + int(row)) for row in np.flatnonzero(about >= 0)]
-        return out
 
     def tails(self, ids: Ids) -> tuple[Ids, Block | None]:
         """Observations that follow the given steps of this writer, as they were written: from the tail slots, or from
@@ -550,77 +453,20 @@ class WriterLog:
             have = set(found.tolist())
             lost = [i for i in ids.tolist() if i not in have]
             self._refresh()
-            later = [(i, s) for i in lost if (s := self._successor(i[1])) is not None]
+            later = [(i, s) for i in lost if (s := successor(self._blocks, i[1], self.rows)) is not None]
             seal = self._seal if len(later) < len(lost) else None
-            if seal is not None and self._damaged_tails(files) > seal.lost_tails:
+            if seal is not None and damaged(files, self.layout, self._is_evicted) > seal.lost_tails:
                 raise CorruptionError(
                     f"the observation that waits after step {self.writer}:{lost[0][1]} is damaged",
                     remedy="`recollect verify` says what else is; restore the workspace from a backup or a buffer",
                 )
-        if not later:
-            return found, block
-        parts = [block] if block is not None else []
-        joined = join_rows(self.layout, [*parts, *(s for _, s in later)])
-        ids = np.concatenate([found, make_ids([i[0] for i, _ in later], [i[1] for i, _ in later])])
-        joined.records["writer"], joined.records["seq"] = ids["writer"], ids["seq"]
-        joined.records["flags"] = FINAL
-        return ids, joined
+        return joined(self.layout, found, block, later)
 
     def _open_tails(self, *, known: bool) -> list[TailFile]:
-        """The maps of the tails files, or of those that are mapped already. They are numbered in the order of their
-        creation, and none goes away before the log's last segment does. A log that cannot grow is seldom asked, and
-        gives its maps up."""
-        files = self._tail_files
-        if not known:
-            while (path := self.folder / f"{len(files):08d}.tails").exists():
-                try:
-                    files.append(TailFile.open_(path, self.layout))
-                except StoreError:
-                    if not self._is_evicted():
-                        raise
-        if self._seal is not None:
-            self._tail_files = []
-        return files
-
-    def _damaged_tails(self, files: list[TailFile]) -> int:
-        try:
-            return damaged_slots([file.path for file in files], self.layout)
-        except StoreError:
-            if self._is_evicted():
-                return 0
-            raise
+        return self._tails.open_(self.layout, self._is_evicted, known=known, keep=self._seal is None)
 
     def _is_evicted(self) -> bool:
         """Whether all segments of a log that cannot grow were evicted, noticed or not: its tails went with them."""
         if self.gone or not self.folder.is_dir():
             return True
         return self._seal is not None and read_first(self.folder).segment >= self._seal.segments
-
-    def _successor(self, seq: int) -> Block | None:
-        """The row after step `seq` of the same episode, as a block of one, None when there is none in this log."""
-        found = list(self._blocks(seq, seq + 1))
-        if not found:
-            return None
-        block, row, _ = found[0]
-        mine = block.records[row]
-        for piece, start, stop in self._blocks(seq + 1, self.rows):
-            records = piece.records[start:stop]
-            hit = np.flatnonzero(
-                (records["episode"] == mine["episode"]) & (records["episode_writer"] == mine["episode_writer"])
-            )
-            if len(hit):
-                at = start + int(hit[0])
-                if piece.records["step"][at] != mine["step"] + 1:
-                    return None  # what came between is gone
-                return Block(piece.records[at : at + 1], piece.planes, piece.heap, piece.owner)
-        return None
-
-
-class _Past(NamedTuple):
-    """An evicted segment that somebody here may still read: when it was noticed, and the rows and facts of the log that
-    it ends with."""
-
-    tick: int
-    segment: Segment
-    stop: int
-    fact_stop: int

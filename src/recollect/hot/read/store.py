@@ -282,8 +282,8 @@ class HotStore:
             before = log.holes
             log.notice(self._tick, gone=log.writer in self.evicted.leaving)
             self.lost += log.holes is not before
-            self._unlinked += log.unlinked
-            log.unlinked.clear()
+            self._unlinked += log.held.unlinked
+            log.held.unlinked.clear()
         self._unlinked = [ref for ref in self._unlinked if ref() is not None]
         self._release()
 
@@ -301,7 +301,7 @@ class HotStore:
         self._holds = False
         for log in list(self.logs.values()):
             log.release(tick)
-            if log.is_held:
+            if log.held:
                 self._holds = True
             elif log.gone:
                 del self.logs[log.writer]
@@ -331,7 +331,7 @@ class HotStore:
 
     def _changed(self, stops: tuple[tuple[int, int], ...]) -> Changed:
         """What lays the cut's step facts over its rows; nothing where it has none."""
-        if any(log.has_step_facts(stop) for log, stop in self._fact_logs(stops)):
+        if any(log.fact_pieces(0, stop).has_any_about_steps() for log, stop in self._fact_logs(stops)):
             return overlay
         return unchanged
 

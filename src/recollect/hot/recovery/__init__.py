@@ -1,1 +1,1 @@
-"""What a dead writer left: sealed by recovery, and checked by `verify`."""
+"""What a dead writer left is sealed by `recover`; any log is checked by `verify`, and mended by `repair`."""

@@ -25,8 +25,9 @@ from recollect.hot.format.layouts import Layouts
 from recollect.hot.format.seal import read_seal, seal
 from recollect.hot.format.segment import ROWS_MASK, Segment
 from recollect.hot.format.tails import TailFile
+from recollect.hot.recovery.check import LogCheck
+from recollect.hot.recovery.findings import Findings
 from recollect.hot.recovery.recover import WAIT_S, recover_log
-from recollect.hot.recovery.verify import Findings, LogCheck
 from recollect.records.layout import FINAL, HAS_NEXT, Layout
 from recollect.view import Extent, StepId
 from recollect.view.reach import Ranges, union, within, without

@@ -1,1 +1,1 @@
-"""Evictions: when, and in which order of durable steps."""
+"""What goes from a workspace: evictions, deletions and purges, and in which order of durable steps."""

@@ -24,6 +24,8 @@ from recollect.hot.read.sidecar import drop_index
 from recollect.hot.read.store import HotStore
 from recollect.hot.recovery.repair import tell
 from recollect.hot.retention.purge import purge_log
+from recollect.hot.retention.selection import Episodes, Ids, selected
+from recollect.masking import Masker
 from recollect.view import Bool, EpisodeKey, Extent, View
 from recollect.view.reach import Ranges, by_writer, union, within
 
@@ -58,6 +60,27 @@ class Deletion:
         purged = "; their bytes are overwritten" if self.purged else ""
         whole = f" ({self.whole_episodes:,} whole)" if self.whole_episodes else ""
         return f"{would} {self.rows:,} rows of {self.episodes:,} episodes{whole} and {self.facts:,} facts{purged}"
+
+
+def delete(
+    store: HotStore,
+    mask: Masker,
+    ids: Ids | None,
+    episodes: Episodes | None,
+    where: str | None,
+    reason: str,
+    *,
+    purge: bool,
+    dry_run: bool,
+) -> Deletion:
+    """`Workspace.delete`, which says what the arguments mean and what is raised: what is asked for is looked up in
+    what is published now. `mask` is put over the reason."""
+    extents: tuple[Extent, ...] = ()
+    named: frozenset[EpisodeKey] = frozenset()
+    if not (purge and ids is None and episodes is None and where is None):
+        extents, named = selected(store.view(), ids, episodes, where)
+    masked = mask(reason) if isinstance(reason, str) else reason
+    return delete_rows(store, extents, masked, episodes=named, purge=purge, dry_run=dry_run)
 
 
 def delete_rows(
@@ -209,7 +232,7 @@ class _Chosen:
         found: dict[int, list[int]] = {}
         for writer, stop in view.cut.facts:
             log = self._store.logs[writer]
-            for fact in log.each_fact(0, stop):
+            for fact in log.fact_pieces(0, stop).parsed():
                 step = fact.step
                 gone = step is not None and bool(within(self._rows.get(step.writer, ()), step.seq, step.seq + 1))
                 if gone or fact.episode in episodes:
