@@ -129,6 +129,16 @@ def _leaf_array(
     return pa.ListArray.from_arrays(pa.array(offsets), _flat(raw.view(dtype), kind), type=kind, mask=mask)
 
 
+def dense_array(values: NDArray[Any], nulls: NDArray[np.bool_] | None, kind: Any) -> Any:
+    """Values `[n, ...]` of fixed shape as the column that a field of this storage type has."""
+    if values.ndim == 1:
+        return pa.array(values, type=kind, mask=nulls)
+    values = np.ascontiguousarray(values)
+    if pa.types.is_fixed_size_list(kind):
+        return _fixed(values.reshape(-1), kind, nulls)
+    return _variable(values, np.arange(len(values)), nulls, kind)
+
+
 def _variable(region: NDArray[Any], index: NDArray[np.int64], nulls: NDArray[np.bool_] | None, kind: Any) -> Any:
     """Planes as bytes, or as lists: nothing is held where they are null."""
     planes = planes_at(region, index if nulls is None else index[~nulls])

@@ -72,7 +72,8 @@ def commit_column(
     major, minor = (int(n) for n in FILE_FORMAT.split("."))
     fragments = [f.metadata for f in steps.get_fragments()]
     for fragment, (path, size) in zip(fragments, files, strict=True):
-        fragment.files.append(DataFile(path, ids, list(range(len(ids))), major, minor, size))
+        # One column holds the values; a list around them has a number and no column of its own.
+        fragment.files.append(DataFile(path, ids, [-1] * (len(ids) - 1) + [0], major, minor, size))
     try:
         landed = commit(data.location, "steps", lance.LanceOperation.Merge(fragments, form), steps.version)
     except NotFound as e:

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from recollect.cache.blocks import BlockCache
 from recollect.cache.view import BufferReader
+from recollect.cold.arrow import dense_array
 from recollect.cold.columns import commit_column, write_column
 from recollect.cold.dataset import Datasets
 from recollect.cold.faults import Backoff
@@ -252,13 +252,7 @@ class _Work:
         return given.astype(want)
 
     def _array(self, values: NDArray[Any], known: NDArray[np.bool_]) -> Any:
-        kind = arrow_type(self.field)
-        mask = None if known.all() else pa.array(~known)
-        if values.ndim == 1:
-            return pa.array(values, type=kind, mask=None if mask is None else ~known)
-        flat = np.ascontiguousarray(values).reshape(-1)
-        flat = flat.view(np.uint8) if flat.dtype == np.bool_ else flat
-        return pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind, mask=mask)
+        return dense_array(values, None if known.all() else ~known, arrow_type(self.field))
 
     # -- committing ----------------------------------------------------------------------------------------
 
