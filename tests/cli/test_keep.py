@@ -78,4 +78,4 @@ def test_rows_that_are_dropped_are_said_at_once_and_in_the_snapshot(
     assert f"{2000 - left:,} rows evicted, {2000 - left:,} of them not promoted" in ran.out
     snapshot = cli("snapshot", "w", "--to", tmp_path / "b", "--json").document
     assert (snapshot["rows_added"], snapshot["gap_rows"]) == (left, 2000 - left)
-    assert "were evicted and are not here" in snapshot["message"]
+    assert "were evicted or deleted and are not here" in snapshot["message"]

@@ -143,6 +143,37 @@ def test_later_snapshots_bring_nulls_and_compaction_keeps_all(buffer: rc.Buffer,
         assert [v.column for v in twig.versions()] == [None, None, None, "new", "vector", None, "again"]
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        rc.Tensor("bool"),
+        rc.Tensor("bool", (3,)),
+        rc.Tensor("int8", (2, 2)),
+        rc.Tensor("float16", (40,)),
+        rc.Embedding(4),
+        rc.Embedding(4, role=None),
+    ],
+    ids=str,
+)
+def test_every_dense_field_can_be_computed(buffer: rc.Buffer, field: Any) -> None:
+    def compute(rows: Mapping[str, Any]) -> Any:
+        shape = (len(rows["uid"]), *((field.size,) if isinstance(field, rc.Embedding) else field.shape))
+        each = rows["uid"].reshape(-1, *[1] * (len(shape) - 1)) % 2
+        return np.broadcast_to(each, shape).astype(field.dtype)
+
+    fork = buffer.branch("exp", at="r2")
+    fork.add_column("new", compute, field=field)
+    for uid, value in column(fork.at()).items():
+        assert (np.asarray(value) == uid % 2).all()
+
+
+def test_a_value_beyond_the_fields_range_is_refused(buffer: rc.Buffer) -> None:
+    fork = buffer.branch("exp", at="r2")
+    with pytest.raises(errors.FieldError, match="ends at"):
+        fork.add_column("new", lambda rows: np.full(len(rows["uid"]), 1e300), field=FLOAT)
+    assert "new" not in fork.at().schema.by_path
+
+
 def test_whole_episodes_are_computed_in_step_order(buffer: rc.Buffer) -> None:
     fork = buffer.branch("exp")
     buffer.add_column("new", to_go, field=FLOAT, fields=["reward", "uid"], by="episode", on="exp")

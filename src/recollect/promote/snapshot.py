@@ -373,7 +373,7 @@ class _Promotion:
         return f"; {todo.held_rows:,} rows of {found.held_episodes:,} episodes are held back"
 
     def _gap(self) -> str:
-        return f"; {self.gap_rows:,} rows before them were evicted and are not here" if self.gap_rows else ""
+        return f"; {self.gap_rows:,} rows before them were evicted or deleted and are not here" if self.gap_rows else ""
 
     def _nothing_yet(self, todo: Plan, found: Survey) -> Snapshot:
         """Nothing to put into a buffer that is not there."""

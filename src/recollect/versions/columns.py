@@ -31,6 +31,7 @@ from recollect.records.layout import Layout
 from recollect.schema import Embedding, Schema, Tensor
 from recollect.schema.arrow import arrow_type
 from recollect.schema.fields import is_heap
+from recollect.schema.values import cast_dtype
 from recollect.view import View
 
 Compute = Callable[[Mapping[str, Any]], Any]
@@ -237,7 +238,7 @@ class _Work:
         return np.zeros((rows, *self.field.shape), self.field.dtype), np.zeros(rows, np.bool_)
 
     def _computed(self, view: View, slots: NDArray[np.int64]) -> NDArray[Any]:
-        """What the caller's function makes of some rows. Raises ArgumentError where it does not fit."""
+        """What the caller's function makes of some rows. Raises ArgumentError and FieldError where it does not fit."""
         given = np.asarray(self.compute(rows_of(view, slots, self.fields)))
         want = np.dtype(self.field.dtype)
         shape = (len(slots), *self.field.shape)
@@ -249,7 +250,7 @@ class _Work:
             raise ArgumentError(
                 f"fn returned {given.dtype}, and {self.name!r} is {want}", remedy=f"Cast it with .astype({want.name!r})"
             )
-        return given.astype(want)
+        return cast_dtype(given, want, self.name)
 
     def _array(self, values: NDArray[Any], known: NDArray[np.bool_]) -> Any:
         return dense_array(values, None if known.all() else ~known, arrow_type(self.field))
