@@ -232,8 +232,9 @@ class Buffer:
 
         Args:
             which: as for `at`.
-            resident_bytes: bytes that resident blocks may take; the cache's budget when None. Give it where the
-                order must not change with the budget.
+            resident_bytes: bytes that resident blocks may take; the cache's budget when None. Each loader keeps blocks
+                of its own until it is dropped: give each its share where there are several at a time. Give it too
+                where the order must not change with the budget.
             reuse: how often a row is drawn while it is resident, on average: less is closer to uniform, more decodes
                 less.
 

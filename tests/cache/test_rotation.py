@@ -254,3 +254,37 @@ def test_two_processes_rotate_over_the_same_blocks(tmp_path: Path) -> None:
             next(one), next(two)
         told = [one.stats(), two.stats()]
     assert told[0]["hit_rate"] + told[1]["hit_rate"] > 1, "what one decoded, the other found"
+
+
+@pytest.mark.parametrize("options", [{"epochs": 2}, {"steps": 120}, {"steps": 60, "sampler": rc.Sequence(5, stride=5)}])
+def test_batches_that_are_kept_hold_no_block_and_say_the_same(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole budget is what the rotation asks for at least, so that one block too many is refused."""
+    rows = 500
+    schema = rc.Schema({"observation": rc.Tensor("float32", (32,)), "uid": rc.Tensor("int64")})
+    with rc.create_workspace("w", schema) as ws, ws.writer() as writer:
+        for k in range(6):
+            uid = np.arange(k * rows, (k + 1) * rows)
+            writer.extend(
+                {
+                    "observation": np.repeat(uid[:, None], 32, 1).astype("float32"),
+                    "uid": uid,
+                    "episode": uid // 50,
+                    "step": uid % 50,
+                    "terminated": uid % 50 == 49,
+                }
+            )
+            ws.snapshot(tmp_path / "b", tag=f"t{k}")
+    largest = max(s.bytes for s in rc.open_buffer(tmp_path / "b").rotate(resident_bytes=1).version.spans)
+    for blocks in (3, 4, 5):
+        monkeypatch.setenv("RECOLLECT_CACHE_BYTES", str(blocks * largest))
+        BlockCache().room.clear()
+        buffer = rc.open_buffer(tmp_path / "b")
+        with _loader(buffer.rotate(), batch_size=32, **options) as loader:
+            now = [(b["uid"].tolist(), b.ids.tolist(), b["step_index"].tolist()) for b in loader]
+        del loader
+        with _loader(buffer.rotate(), batch_size=32, **options) as loader:
+            kept = list(loader)
+        assert [(b["uid"].tolist(), b.ids.tolist(), b["step_index"].tolist()) for b in kept] == now
+        del loader, kept

@@ -8,6 +8,7 @@ is counted until then.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import threading
@@ -28,6 +29,8 @@ STALLED_S = 120.0
 """A decoder that got no row further for so long is not waited for any more."""
 LOOK_S = 1.0
 """How long a count of the bytes in use is believed, while they are below half of the budget."""
+LET_GO_S = 0.5
+"""How long blocks that are in use are waited for, when there is no room without them."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,24 @@ class Room:
     def reserve(self, part: Path, needed: int) -> None:
         """Makes the folder of a block that is to be decoded, once there is room for it.
 
+        What nobody can reach any more may still be mapped until a garbage collection, and what others use may be let go
+        of in a moment: both are waited for, a little.
+
         Raises:
             DiskFull: what is in use leaves none.
         """
+        until = time.monotonic() + LET_GO_S
+        while True:
+            try:
+                self._reserve(part, needed)
+                return
+            except DiskFull:
+                if time.monotonic() > until:
+                    raise
+            gc.collect()
+            time.sleep(LET_GO_S / 20)
+
+    def _reserve(self, part: Path, needed: int) -> None:
         with self._mutex:
             clock, used, budget = self._seen
             if time.monotonic() - clock < LOOK_S and 2 * (used + needed) < budget:

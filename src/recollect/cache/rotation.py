@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -186,10 +187,12 @@ class BoundRotation:
     def _take(self, unit: int) -> Part:
         ahead, self._next = self._next, None
         if ahead is not None:
-            loaded = ahead[1].result()  # also when it is another one: two at a time would take another block's room
-            if ahead[0] == unit:
-                return loaded
-            del loaded
+            # Also when it is another one: two at a time would take another block's room.
+            with contextlib.suppress(DiskFull):  # the room that was lacking then may be there by now
+                loaded = ahead[1].result()
+                if ahead[0] == unit:
+                    return loaded
+                del loaded
         return self._load(unit)
 
     def _load(self, unit: int) -> Part:

@@ -55,6 +55,7 @@ class Chunk:
         self._rows, self._arena, self._made, self._each = rows, arena, made, each
         self._is_finished = False
         self._late: dict[str, NDArray[Any]] | None = None
+        self._key_ids: list[Ids] | None = None
         self.arrays: dict[str, list[Any]] = {}
         """Those that were asked for already."""
 
@@ -115,6 +116,14 @@ class Chunk:
         self._arena, self._made = self._output.finish(self._arena, size, made)
         self._is_finished = True
 
+    def settle(self) -> None:
+        """Reads everything that is otherwise read when somebody asks, and lets go of the rows: who keeps a batch then
+        keeps none of the blocks that it was drawn from."""
+        self._system()
+        if self.is_sequence:
+            self._key_ids = [self._rows.ids(keys) for keys in self._draw.keys]
+        del self._rows
+
     def _of_keys(self, name: str) -> NDArray[np.float32]:
         """Weights or probabilities `[keys]`."""
         rows = len(self._reads.anchors)
@@ -129,11 +138,13 @@ class Chunk:
 
     def ids(self, k: int) -> Ids:
         """StepIds of batch `k`: of the keys, in sequences."""
+        if self._key_ids is not None:
+            return self._key_ids[k]
         return self._rows.ids(self._draw.keys[k]) if self.is_sequence else self.step_ids(k)
 
     def part(self, k: int) -> NDArray[np.int8] | None:
         """The part of each key of batch `k`, None outside joins."""
-        if not isinstance(self._rows, PartedRows):
+        if not isinstance(getattr(self, "_rows", None), PartedRows):
             return None
         keys = self._draw.keys[k]
         out: NDArray[np.int8] = (keys[keys >= 0] >> PART_SHIFT).astype(np.int8)

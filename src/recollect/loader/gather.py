@@ -20,12 +20,17 @@ from recollect.view import Slots, View
 
 @dataclass(frozen=True)
 class Gatherer:
-    """Makes the batches of one rank."""
+    """Makes the batches of one rank.
+
+    Attributes:
+        settles: whether batches keep nothing of what they were drawn from, because room is made by letting go of it.
+    """
 
     output: Output
     seed: int
     rank: int = 0
     world_size: int = 1
+    settles: bool = False
 
     def __call__(self, draw: Draw, view: View, plan: BatchPlan) -> Chunk:
         """The batches of a draw. `plan` is that of the view's layout."""
@@ -64,7 +69,10 @@ class Gatherer:
             blank = np.where(padding, -1, reads.anchors), np.where(padding, -1, reads.following)
             reads = reads._replace(anchors=blank[0], following=blank[1])
         each, lists = _variable(plan, rows, keys, reads.following, sizes) if plan.is_ragged else ({}, {})
-        return Chunk(draw, reads, sizes, plan.gather, output, rows, arena, made, each, lists, length)
+        chunk = Chunk(draw, reads, sizes, plan.gather, output, rows, arena, made, each, lists, length)
+        if self.settles:
+            chunk.settle()
+        return chunk
 
 
 def _variable(

@@ -59,7 +59,7 @@ class Loader:
 
     Args:
         source: the view to draw from, or a source of growing ones, which belongs to this loader from now on; or a
-            rotation (`buffer.rotate()`), which any number of loaders may draw from.
+            rotation (`buffer.rotate()`), which any number of loaders may draw from, each with blocks of its own.
         sampler: how rows are chosen; `Uniform()` when None. Any object with `bind` and `to_dict`, or a function of
             (view, rng, n) that returns slots and their chances; a draw of either is checked.
         batch_size: rows per batch.
@@ -147,7 +147,8 @@ class Loader:
                 remedy="Pass exchange=, which gives every rank the ids and signals of all",
             )
         self.steps = steps if epochs is None or growing is not None else int(cursor.steps)  # type: ignore[union-attr]
-        self._gather = Gatherer(choose(output, device), seed, rank, world_size)
+        rotates = growing is not None and not lives
+        self._gather = Gatherer(choose(output, device), seed, rank, world_size, settles=rotates)
         self._as_tensordict = output == "tensordict"
         self._delivered = 0
         self._clock = Clock()
