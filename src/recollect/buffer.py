@@ -262,6 +262,8 @@ class Buffer:
     def _number(self, which: str | int | datetime | None) -> int:
         if which is None:
             return int(self._data.steps.version)
+        if isinstance(which, bool) or not isinstance(which, int | str | datetime):
+            raise ArgumentError("a version is named by a tag, a number or a datetime", value=which)
         if isinstance(which, int):
             if which < 1:
                 raise NotFound(f"buffer {self._data.location} has no version {which}", remedy="Versions count from 1")
@@ -345,10 +347,12 @@ class Buffer:
         than two days ago.
 
         Raises:
-            ArgumentError: a negative age.
+            ArgumentError: an age that is negative or no timedelta.
             ConflictError: another cleanup is under way.
             StoreError: the store cannot be reached or written.
         """
+        if not isinstance(older_than, timedelta):
+            raise ArgumentError("older_than is a timedelta", value=older_than, remedy="Write timedelta(days=7)")
         return cleanup(self._data, older_than.total_seconds(), dry_run=dry_run)
 
     def pin(self, which: str | int | datetime | None = None, *, hold: timedelta = timedelta(days=1)) -> Pin:
@@ -356,8 +360,11 @@ class Buffer:
 
         Raises:
             NotFound: there is no such version.
+            ArgumentError: `hold` is no timedelta.
             ConflictError: a cleanup was under way for two minutes.
         """
+        if not isinstance(hold, timedelta):
+            raise ArgumentError("hold is a timedelta", value=hold, remedy="Write timedelta(days=1)")
         self._data.refresh()
         return Pin(self._data, self._number(which), hold.total_seconds())
 

@@ -268,6 +268,8 @@ class Loader:
         if drawing.source is not None:
             raise ArgumentError("a growing source brings its own views", remedy="Make a new loader for another source")
         newest = drawing.segments[-1][1]
+        if not isinstance(view, View):
+            raise ArgumentError("advance takes a view", value=view, remedy="Pass buffer.at(...) or ws.view()")
         if view.schema != newest.schema or not view.cut.extends(newest.cut):
             raise ArgumentError(
                 f"{view!r} is no later version of {newest!r}", remedy="Open a new loader for another buffer"
@@ -362,12 +364,14 @@ class Loader:
 
 
 def as_ids(ids: Any) -> Ids:
-    """StepIds, also of `[B, 2]` numbers."""
+    """StepIds, also of `[B, 2]` numbers. Raises ArgumentError for anything else."""
     if hasattr(ids, "detach"):
         ids = ids.detach().cpu().numpy()
     out: Ids = ids
     if isinstance(ids, np.ndarray) and ids.dtype.names is None and ids.shape[1:] == (2,):
         out = make_ids(ids[:, 0], ids[:, 1])
+    if not isinstance(out, np.ndarray) or out.dtype.names is None or not {"writer", "seq"} <= set(out.dtype.names):
+        raise ArgumentError("update_priorities takes StepIds", value=ids, remedy="Pass batch.ids")
     return out
 
 
