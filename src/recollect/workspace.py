@@ -130,9 +130,11 @@ class Workspace:
         return self.retainer.keep
 
     def set_keep(self, keep: Keep) -> None:
-        """Changes what the workspace keeps, for every process that has it open. Evicts at the next occasion."""
+        """Changes what the workspace keeps, for every process that has it open. Evicts at the next occasion; waits for
+        an eviction under the older limits that this handle has begun."""
         if not isinstance(keep, Keep):
             raise ArgumentError("set_keep() takes a Keep", value=keep, remedy="Write rc.Keep(rows=1_000_000)")
+        self.retainer.close()
         home.change_keep(self.path, keep)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,14 @@ def evicting(child: subprocess.Popen[str], rows: int) -> int:
 
 @contextlib.contextmanager
 def evictions_cut_short(monkeypatch: pytest.MonkeyPatch, calls: int) -> Iterator[None]:
-    """So many of the calls by which an eviction changes the disk are carried out; the next one is interrupted."""
-    left = [calls]
+    """So many of the calls by which an eviction changes the disk are carried out; the next one is interrupted. Threads
+    in the background are left alone, and begin no eviction of their own."""
+    left, mine = [calls], threading.get_ident()
 
     def dying(real: Any) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
+            if threading.get_ident() != mine:
+                return real(*arguments, **named)
             left[0] -= 1
             if left[0] < 0:
                 raise KeyboardInterrupt
@@ -109,6 +113,7 @@ def evictions_cut_short(monkeypatch: pytest.MonkeyPatch, calls: int) -> Iterator
     with monkeypatch.context() as patch:
         patch.setattr("recollect.hot.retention.evict.write_first", dying(write_first))
         patch.setattr("recollect.hot.retention.evict.write_evicted", dying(write_evicted))
+        patch.setattr("recollect.hot.retention.retain.Retainer.after_roll", lambda retainer: None)
         patch.setattr(Path, "unlink", dying(Path.unlink))
         patch.setattr(Path, "rename", dying(Path.rename))
         patch.setattr(shutil, "rmtree", dying(shutil.rmtree))

@@ -8,7 +8,7 @@ away. Rows and facts that are not in it yet are found by looking through the log
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
@@ -208,6 +208,8 @@ class Catalog:
         left_rows, left_facts = BATCH_ROWS, BATCH_FACTS
         for writer in sorted(bounds.keys() | stops.keys()):
             had = state.get(writer, _NONE)
+            if self._went(writer, bounds):
+                continue
             log = self._store.log(writer)
             extent = bounds.get(writer, Extent(writer, 0, 0))
             start, fact = max(had.rows, extent.start), had.facts
@@ -320,11 +322,17 @@ class Catalog:
 
     def _facts_behind(self, state: State, cut: Cut) -> list[tuple[WriterLog, int, int]]:
         out = []
+        with_rows = {e.writer for e in cut.extents}
         for writer, stop in cut.facts:
             start = state.get(writer, _NONE).facts
-            if start < stop:
+            if start < stop and not self._went(writer, with_rows):
                 out.append((self._store.log(writer), start, stop))
         return out
+
+    def _went(self, writer: int, with_rows: Container[int]) -> bool:
+        """Whether a log of a cut went since, which had no rows in it. Nobody keeps it: it held none but facts about
+        rows that are gone, or was found amid its own eviction."""
+        return writer not in with_rows and writer not in self._store.logs
 
     def _collect(self, key: EpisodeKey, places: Sequence[tuple[int, int, int, bool, bool]], layout: Layout) -> OwnRows:
         """The episode's rows among places (writer, start, stop, is it the episode's row there at the start, the end).
