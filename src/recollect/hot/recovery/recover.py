@@ -190,7 +190,7 @@ def recover_log(folder: Path, layouts: Layouts) -> Recovery:
     _flush(readable, [*unsynced, *tails], again=flush_failed)
     sync_folder(folder)
     if not (lost or lost_facts or lost_segments or lost_tails):  # what is damaged may still be of use to somebody
-        for segment in readable:
+        for segment in readable[-1:]:  # the writer gave back the room of the others when it went on
             give_back_zeros(segment.path)
     what = Seal(rows, facts, segments, False, resumed, lost, lost_facts, lost_segments, len(tails), lost_tails)
     seal(folder, what)
