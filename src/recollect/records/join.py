@@ -26,7 +26,7 @@ from recollect.schema.project import Projection, projected
 from recollect.view import Bool, Cut, FactIndex, Narrowing, Slots, Source, View
 from recollect.view.changes import LeftOut, among, change, listed, merged_sorted
 from recollect.view.matching import matching
-from recollect.view.narrow import NarrowedSource, chosen
+from recollect.view.narrow import Narrows, chosen
 from recollect.where import Filter
 
 MAX_PARTS = 127
@@ -229,7 +229,7 @@ class _Projected:
         return str(self._condition)
 
 
-class JoinedSource:
+class JoinedSource(Narrows):
     """Successive joined views, for one loader; `join` makes it. A refresh costs what the parts' refreshes cost, and
     what changed among the rows."""
 
@@ -250,21 +250,6 @@ class JoinedSource:
         """Whether nobody but the calling thread appends to any part."""
         alone = [getattr(part, "is_alone", None) for part in self._parts.values() if not isinstance(part, View)]
         return all(is_alone is not None and is_alone() for is_alone in alone)
-
-    def where(self, condition: str) -> NarrowedSource:
-        """A source of the same views, each part restricted; looks at all rows whenever some come."""
-        return NarrowedSource(self, condition)
-
-    def narrow(
-        self,
-        keep: Narrowing | None = None,
-        *,
-        last: int | None = None,
-        age: float | timedelta | None = None,
-        policy_lag: int | None = None,
-    ) -> NarrowedSource:
-        """A source of the same views, each part narrowed for itself."""
-        return NarrowedSource(self, chosen(keep, last, age, policy_lag))
 
     def mark(self, view: View) -> dict[str, Any]:
         """Names one of its views in plain values."""

@@ -18,6 +18,7 @@ from recollect.records.layout import Layout
 from recollect.view import EpisodeKey, Extent, FactIndex, StepId, make_ids
 from recollect.view.ids import Bool
 from recollect.view.matching import matching
+from recollect.view.naming import extent_of, listed
 from recollect.view.reach import Ranges, by_writer, union
 from recollect.where import parse
 
@@ -61,11 +62,11 @@ def chosen(
             remedy="Make one deletion after the other, or say all of it in where=",
         )
     if ids is not None:
-        named = by_writer(_extent(item) for item in _listed(ids, "ids"))
+        named = by_writer(extent_of(item) for item in listed(ids, "ids"))
         return Chosen({w: union(ranges) for w, ranges in named.items()}, frozenset())
     if episodes is not None:
         known = [facts_of(line, cache) for line in lines]
-        keys = [_keys(known, name, lines[0]) for name in _listed(episodes, "episodes")]
+        keys = [_keys(known, name, lines[0]) for name in listed(episodes, "episodes")]
         return Chosen({}, frozenset(key for found in keys for key in found))
     assert where is not None
     return Chosen(_matching(lines, cache, where), frozenset())
@@ -105,24 +106,6 @@ def _matching(lines: Sequence[Datasets], cache: BlockCache, where: str) -> dict[
     if len(failed) == len(lines):
         raise failed[0]
     return {w: union(ranges) for w, ranges in found.items()}
-
-
-def _listed(given: Iterable[object], name: str) -> list[object]:
-    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
-        raise ArgumentError(f"{name}= takes a list", value=given, remedy=f"Write {name}=[…]")
-    return list(given)
-
-
-def _extent(item: object) -> Extent:
-    if isinstance(item, Extent):
-        return item
-    if isinstance(item, str):
-        item = StepId.parse(item)
-    try:
-        writer, seq = (int(part) for part in item)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
-        raise ArgumentError("not the id of a step", value=item, remedy="Ids come from views, or append()") from None
-    return Extent(writer, seq, seq + 1)
 
 
 def _keys(known: Sequence[FactIndex], name: object, line: Datasets) -> set[EpisodeKey]:

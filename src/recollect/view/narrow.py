@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,28 @@ def restricted(view: View, narrowing: Narrowing, slots: Slots) -> View:
     return out
 
 
-class NarrowedSource:
+class Narrows:
+    """What sources of growing views have in common: the same views, of whose rows fewer are drawn."""
+
+    def where(self, condition: str) -> NarrowedSource:
+        """A source of the same views, of whose rows only those are drawn that a condition is true of; see
+        `View.where`. New rows alone are looked at, unless facts came; a join looks at all rows whenever some come."""
+        return NarrowedSource(cast(GrowingSource, self), condition)
+
+    def narrow(
+        self,
+        keep: Narrowing | None = None,
+        *,
+        last: int | None = None,
+        age: float | timedelta | None = None,
+        policy_lag: int | None = None,
+    ) -> NarrowedSource:
+        """A source of the same views, of whose rows fewer are drawn; see `View.narrow`. The window moves with the
+        newest row; each part of a join is narrowed for itself."""
+        return NarrowedSource(cast(GrowingSource, self), chosen(keep, last, age, policy_lag))
+
+
+class NarrowedSource(Narrows):
     """A source of growing views, each of them narrowed. `ws.live().narrow(...)` and `.where(...)` make one.
 
     New rows alone are looked at, unless facts came that may change what a narrowing says of older rows; a function of
@@ -100,21 +121,6 @@ class NarrowedSource:
         """Whether nobody but the calling thread appends to what is narrowed."""
         alone = getattr(self._source, "is_alone", None)
         return alone is not None and bool(alone())
-
-    def where(self, condition: str) -> NarrowedSource:
-        """A source of the same views, narrowed once more; see `View.where`."""
-        return NarrowedSource(self, condition)
-
-    def narrow(
-        self,
-        keep: Narrowing | None = None,
-        *,
-        last: int | None = None,
-        age: float | timedelta | None = None,
-        policy_lag: int | None = None,
-    ) -> NarrowedSource:
-        """A source of the same views, narrowed once more; see `View.narrow`."""
-        return NarrowedSource(self, chosen(keep, last, age, policy_lag))
 
     def _narrowed(self, base: View) -> View:
         older, self._base = self._base, base

@@ -8,7 +8,6 @@ are none (design/0006).
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -25,15 +24,15 @@ from recollect.records.grow import Growing
 from recollect.records.grown import GrownView
 from recollect.records.layout import Layout
 from recollect.records.renewed import renewed
-from recollect.view import Bool, Cut, Extent, Ids, Narrowing, StepId, View, hull, make_ids, merged
-from recollect.view.narrow import NarrowedSource, chosen
+from recollect.view import Bool, Cut, Extent, Ids, StepId, View, hull, make_ids, merged
+from recollect.view.narrow import Narrows
 from recollect.view.reach import Ranges, within, without
 
 SLICES = 64
 """Into how many parts the first window is cut: rows that were there before are ordered by time, part by part."""
 
 
-class LiveSource:
+class LiveSource(Narrows):
     """Successive views of a workspace. Belongs to one loader or thread.
 
     Get one from `Workspace.live()`. Where the schema evolves, the next view and all after it have the newest one; rows
@@ -174,23 +173,6 @@ class LiveSource:
             view = self._make_view(rows, cut.facts)
             self._begin(rows, view, seen, cut.facts, steps, unplaced)
             return [*views, view]
-
-    def where(self, condition: str) -> NarrowedSource:
-        """A source of the same views, of whose rows only those are drawn that a condition is true of; see
-        `View.where`. New rows alone are looked at, unless facts came."""
-        return NarrowedSource(self, condition)
-
-    def narrow(
-        self,
-        keep: Narrowing | None = None,
-        *,
-        last: int | None = None,
-        age: float | timedelta | None = None,
-        policy_lag: int | None = None,
-    ) -> NarrowedSource:
-        """A source of the same views, of whose rows fewer are drawn; see `View.narrow`. The window moves with the
-        newest row."""
-        return NarrowedSource(self, chosen(keep, last, age, policy_lag))
 
     # -- rows ----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from recollect.errors import ArgumentError, NotFound
 from recollect.hot.format.holes import ranges_of
 from recollect.view import EpisodeKey, Extent, Slots, StepId, View
 from recollect.view.matching import matching
+from recollect.view.naming import extent_of, listed
 from recollect.where import parse
 
 Ids = Iterable[StepId | Extent | str | tuple[int, int]]
@@ -36,9 +37,9 @@ def selected(
             remedy="Make one deletion after the other, or say all of it in where=",
         )
     if ids is not None:
-        return tuple(_extent(i) for i in _listed(ids, "ids")), frozenset()
+        return tuple(extent_of(i) for i in listed(ids, "ids")), frozenset()
     if episodes is not None:
-        keys = frozenset(key for name in _listed(episodes, "episodes") for key in _keys(view, name))
+        keys = frozenset(key for name in listed(episodes, "episodes") for key in _keys(view, name))
         return _named(
             view, np.concatenate([np.empty(0, np.int64), *(_rows_of(view, key) for key in sorted(keys))])
         ), keys
@@ -48,24 +49,6 @@ def selected(
     chosen = parse(where, view.schema)
     hits = matching(chosen, view.rows, slots, group[slots], view.episodes.keys, lambda: view.facts)
     return _named(view, slots[hits]), frozenset()
-
-
-def _listed(given: Iterable[object], name: str) -> list[object]:
-    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
-        raise ArgumentError(f"{name}= takes a list", value=given, remedy=f"Write {name}=[…]")
-    return list(given)
-
-
-def _extent(item: object) -> Extent:
-    if isinstance(item, Extent):
-        return item
-    if isinstance(item, str):
-        item = StepId.parse(item)
-    try:
-        writer, seq = (int(part) for part in item)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
-        raise ArgumentError("not the id of a step", value=item, remedy="Ids come from recent(), or append()") from None
-    return Extent(writer, seq, seq + 1)
 
 
 def _keys(view: View, name: object) -> list[EpisodeKey]:
